@@ -129,7 +129,7 @@ class Lfm3VlProcessor(Lfm2VlProcessor):
 
     def with_videos(self, messages: Sequence[Mapping[str, Any]], policy: SourcePolicy) -> list[dict[str, Any]]:
         """The messages with each video opened. Raises `ImageError`, `PromptError`."""
-        return replace_videos(messages, policy, lambda video: [{"type": "video", "video": video}], iter(()))
+        return replace_videos(messages, policy, lambda video: [{"type": "video", "video": video}])
 
     def held(self, video: Video, image_config: Any) -> Video:
         """A video with the frames that the model sees, resized, which needs its source no longer. `image_config`: the

@@ -175,7 +175,7 @@ def expand_pages(picture: Any, policy: SourcePolicy) -> list[Any]:
             if is_pdf:
                 return list(file.pages(policy))
             if isinstance(picture, str) and isinstance(file.file, io.BytesIO):
-                return [LabelledBytes(str(file.label), file.file.getvalue())]  # is fetched and decoded once
+                return [LabelledBytes(file.label, file.file.getvalue())]  # is fetched and decoded once
     except ImageError:
         if is_pdf or is_remote(picture):
             raise
@@ -188,7 +188,7 @@ def page_names(name: str) -> list[str]:
     try:
         with opened(name, DEFAULT_POLICY) as file:
             if file.selection is None and file.is_pdf():
-                count = pdf.page_count(file.file.read(int(DEFAULT_POLICY.max_bytes)), str(file.label))
+                count = pdf.page_count(file.file.read(int(DEFAULT_POLICY.max_bytes)), file.label)
                 return [f"{name}[{number}]" for number in range(1, count + 1)]
     except ImageError:
         pass

@@ -146,7 +146,7 @@ def _opened(video: Any, frame_rate: float | None, policy: SourcePolicy) -> Video
 
         return Video("the list of frames", len(pictures), _rate(frame_rate, "the list of frames"), read=listed)
     with opened(video, policy, "video") as file:
-        label = str(file.label)
+        label = file.label
         if file.is_pdf():
             raise ImageError(f"{label}: is a PDF document, not a video; give it as a picture{AS_PICTURE}")
         start = file.file.read(16)
