@@ -124,12 +124,10 @@ def flatten(images: Any, depth: int = 0) -> list[Any]:
 
 def with_pages(images: Any, policy: SourcePolicy) -> Any:
     """The same pictures, in the same lists, each PDF document replaced by its pages. Raises `ImageError`."""
-    if isinstance(images, (list, tuple)):
-        made = _with_pages(images, policy, 0)
-        check_number(len(flatten(made)), policy)
-        return made
-    pages = pages_of([images], policy)
-    return pages if len(pages) > 1 else pages[0]
+    several = isinstance(images, (list, tuple))
+    made = _with_pages(images if several else [images], policy, 0)
+    check_number(len(flatten(made)) if several else len(made), policy)
+    return made if several or len(made) > 1 else made[0]
 
 
 def _with_pages(images: Sequence[Any], policy: SourcePolicy, depth: int) -> list[Any]:
@@ -137,10 +135,8 @@ def _with_pages(images: Sequence[Any], policy: SourcePolicy, depth: int) -> list
         return list(images)  # which `flatten` refuses
     made: list[Any] = []
     for entry in images:
-        if isinstance(entry, (list, tuple)):
-            made.append(_with_pages(entry, policy, depth + 1))
-        else:
-            made += expand_pages(entry, policy)
+        nested = isinstance(entry, (list, tuple))
+        made += [_with_pages(entry, policy, depth + 1)] if nested else expand_pages(entry, policy)
     return made
 
 

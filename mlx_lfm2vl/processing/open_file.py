@@ -118,55 +118,53 @@ class OpenedFile:
 def opened(picture: Any, policy: SourcePolicy, of: Kind = "picture") -> Iterator[OpenedFile]:
     """A file of whatever `load_image` or `load_video` reads that is no image yet; errors call it a picture or a video.
     Raises `ImageError`, also for what reading raises."""
-    if isinstance(picture, str):
-        with _opened_text(picture, policy, of) as file:
-            yield file
-    elif isinstance(picture, LabelledAddress):
+    if isinstance(picture, LabelledAddress):
         try:
-            with _opened_text(picture.url, policy, of) as file:
+            with opened(picture.url, policy, of) as file:
                 yield replace(file, label=f"{picture.label}: {file.label}")
         except ImageError as error:
             begun = str(error).startswith(f"{picture.label}: ")
             raise error if begun else ImageError(f"{picture.label}: {error}") from None
-    elif isinstance(picture, os.PathLike):
-        with _opened_path(os.fspath(picture), policy, of) as file:
+        return
+    found = _named(picture, policy, of) if isinstance(picture, str) else picture
+    if isinstance(found, OpenedFile):
+        yield found
+    elif isinstance(found, (str, os.PathLike)):
+        with _opened_path(os.fspath(found), policy, of) as file:
             yield file
-    elif isinstance(picture, LabelledBytes):
-        yield _held(picture.data, picture.label, of)
-    elif isinstance(picture, (bytes, bytearray, memoryview)):
-        yield _held(bytes(picture), f"{of} bytes", of)
-    elif callable(getattr(picture, "read", None)) and not hasattr(picture, "frame_rate"):  # which a `Video` has
-        label = f"file {short(str(getattr(picture, 'name', type(picture).__name__)))}"
-        yield _held(_content(picture, label, policy), label, of)
+    elif isinstance(found, LabelledBytes):
+        yield _held(found.data, found.label, of)
+    elif isinstance(found, (bytes, bytearray, memoryview)):
+        yield _held(bytes(found), f"{of} bytes", of)
+    elif callable(getattr(found, "read", None)) and not hasattr(found, "frame_rate"):  # which a `Video` has
+        label = f"file {short(str(getattr(found, 'name', type(found).__name__)))}"
+        yield _held(_content(found, label, policy), label, of)
     else:
         more = {"picture": "a PIL image, a NumPy array,", "video": "a list of pictures, an array of frames,"}[of]
         raise ImageError(
-            f"a {of} of type {type(picture).__name__} cannot be read; give {more} a path, a URL, a data: URI, an open "
+            f"a {of} of type {type(found).__name__} cannot be read; give {more} a path, a URL, a data: URI, an open "
             f"file or the bytes of a {of} file"
         )
 
 
-@contextlib.contextmanager
-def _opened_text(text: str, policy: SourcePolicy, of: Kind) -> Iterator[OpenedFile]:
+def _named(text: str, policy: SourcePolicy, of: Kind) -> OpenedFile | str:
+    """What a text holds or is the address of; else the path that it is."""
     kind = scheme(text)
     rest = text.strip()[len(kind) :]
     if kind in REMOTE:
         address, selection = text.strip(), None
         if "?" not in address:  # in a query brackets are the server's
             address, selection = split_selection(address)
-        yield _held(fetch(address, policy), short(address), of, selection)
-    elif kind == "data:":
-        yield _held(data_bytes(text, policy), short(text), of)
-    elif kind == "file:" and rest.startswith("/"):
-        with _opened_path(file_path(text), policy, of) as file:
-            yield file
-    elif kind and rest.startswith("//"):
+        return _held(fetch(address, policy), short(address), of, selection)
+    if kind == "data:":
+        return _held(data_bytes(text, policy), short(text), of)
+    if kind == "file:" and rest.startswith("/"):
+        return file_path(text)
+    if kind and rest.startswith("//"):
         raise ImageError(f"{short(text)}: only http, https, file and data addresses and paths can be read")
-    elif is_base64_picture(text):
-        yield _held(decode_base64(text, policy), "base64 text", of)
-    else:
-        with _opened_path(text, policy, of) as file:
-            yield file
+    if is_base64_picture(text):
+        return _held(decode_base64(text, policy), "base64 text", of)
+    return text
 
 
 @contextlib.contextmanager
