@@ -22,9 +22,9 @@ from profiles import DISPLAY_P3, rgb_profile
 from mlx_lfm2vl import Lfm2VlImageProcessor, Lfm2VlProcessor, load
 from mlx_lfm2vl.config import ImageProcessorConfig
 from mlx_lfm2vl.errors import ConfigError, ImageError, ImageWarning, OptionError
-from mlx_lfm2vl.processing.addresses import decode_base64
 from mlx_lfm2vl.processing.fetch import fetch
 from mlx_lfm2vl.processing.load_image import SourcePolicy, load_image
+from mlx_lfm2vl.processing.open_file import decode_base64
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)

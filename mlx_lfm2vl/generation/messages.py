@@ -10,9 +10,8 @@ import numpy as np
 
 from ..errors import OptionError, PromptError
 from ..processing.arrays import is_array, to_numpy
-from ..processing.conversation import PICTURE_TYPES, SOURCES, normalised
+from ..processing.conversation import PICTURE_TYPES, SOURCES, VIDEO_SOURCES, VIDEO_TYPES, normalised
 from ..processing.open_file import is_remote as is_remote_source
-from ..processing.video_items import VIDEO_SOURCES, VIDEO_TYPES
 
 _ITEMS = {"text": ("text",), "image": SOURCES, "video": VIDEO_SOURCES}
 _TYPES = ("text", *PICTURE_TYPES, *VIDEO_TYPES)

@@ -21,12 +21,11 @@ from ..errors import ContextLengthError, OptionError, PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.arrays import is_array
 from ..processing.control_tokens import ControlTokens, Marked, control_tokens_of, mark
-from ..processing.conversation import CALL_END, CALL_START
+from ..processing.conversation import CALL_END, CALL_START, video_item
 from ..processing.processor import Lfm2VlProcessor, check_names
 from ..processing.prompt import pictures_of, with_page_items
 from ..processing.tokenizer import Tokenizer
 from ..processing.video import Video
-from ..processing.video_items import video_item
 from .messages import check_tools, checked_message
 from .options import GenerationOptions, Model, grammar_of, positions_left, resolved
 from .prompt_entry import PictureSpan

@@ -35,17 +35,6 @@ def check_return_tensors(return_tensors: Any) -> None:
         )
 
 
-def as_array(rows: list[list[int]], name: str) -> np.ndarray:
-    """Rows of equal length as an int64 array (rows, length). Raises `OptionError` if they are ragged."""
-    if len({len(row) for row in rows}) > 1:
-        lengths = ", ".join(str(len(row)) for row in rows)
-        raise OptionError(
-            f"{name}: the samples have different lengths ({lengths}); pass padding=True, or return_tensors=None for "
-            "lists"
-        )
-    return np.array(rows, dtype=np.int64)
-
-
 @dataclass(frozen=True)
 class TextOptions:
     """The keywords of `Tokenizer.__call__` and `Lfm2VlProcessor.__call__`.
@@ -93,38 +82,38 @@ class TextOptions:
             raise OptionError(f"padding_side is {self.padding_side!r}, expected 'left' or 'right'")
         length = self._length(rows)
         gaps = [max(length - len(row), 0) for row in rows]
-        fill = pad_id() if any(gaps) else 0
-        features = BatchFeature(
-            input_ids=_padded(rows, gaps, fill, side),
-            attention_mask=_padded([[1] * len(row) for row in rows], gaps, 0, side),
-        )
-        if masks:
-            features["assistant_masks"] = _padded(masks, gaps, 0, side)
-        if self.return_tensors == "np":
-            features.update({name: as_array(value, name) for name, value in features.items()})
+        if self.return_tensors == "np" and len({len(row) + gap for row, gap in zip(rows, gaps, strict=True)}) > 1:
+            lengths = ", ".join(str(len(row)) for row in rows)
+            raise OptionError(
+                f"input_ids: the samples have different lengths ({lengths}); pass padding=True, or return_tensors=None "
+                "for lists"
+            )
+        columns = [("input_ids", rows, pad_id() if any(gaps) else 0)]
+        columns.append(("attention_mask", [[1] * len(row) for row in rows], 0))
+        columns += [("assistant_masks", masks, 0)] if masks else []
+        features = BatchFeature()
+        for name, values, fill in columns:
+            pairs = [(row, [fill] * gap) for row, gap in zip(values, gaps, strict=True)]
+            padded = [pad + row if side == "left" else row + pad for row, pad in pairs]
+            features[name] = np.array(padded, dtype=np.int64) if self.return_tensors == "np" else padded
         return features
 
     def _length(self, rows: Sequence[list[int]]) -> int:
         """The length that rows are padded to; longer ones stay as they are."""
-        length = 0
         if self.padding not in (False, True, "longest", "max_length", "do_not_pad"):
             raise OptionError(
                 f"padding is {self.padding!r}, expected True, False, 'longest', 'max_length' or 'do_not_pad'"
             )
+        length = 0
         if self.padding == "max_length":
             if self.max_length is None:
                 raise OptionError("padding='max_length' needs max_length")
             length = self.max_length
         elif self.padding in (True, "longest"):
-            length = max((len(row) for row in rows), default=0)
+            length = max(map(len, rows), default=0)
         multiple = self.pad_to_multiple_of
         if multiple is not None:
             if not isinstance(multiple, int) or multiple < 1:
                 raise OptionError(f"pad_to_multiple_of is {multiple!r}, expected an integer of at least 1")
             length = -(-length // multiple) * multiple
         return length
-
-
-def _padded(rows: Sequence[list[int]], gaps: Sequence[int], fill: int, side: str) -> list[list[int]]:
-    pairs = zip(rows, gaps, strict=True)
-    return [[fill] * gap + row if side == "left" else row + [fill] * gap for row, gap in pairs]

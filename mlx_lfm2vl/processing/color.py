@@ -24,47 +24,45 @@ class ProfileError(ValueError):
 def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """An image of mode L, RGB or CMYK, whose colours are those of the profile, as sRGB in mode RGB. Grey may have a
     profile of RGB. Raises `ProfileError`."""
-    transform = _transform(profile)
-    if image.mode == "L" and transform.input_mode == "RGB":
+    transform, mode = _transform(profile)
+    if image.mode == "L" and mode == "RGB":
         image = image.convert("RGB")
-    if image.mode != transform.input_mode:
-        raise ProfileError(f"is for {transform.input_mode}, the picture is {image.mode}")
-    if transform.is_srgb:
+    if image.mode != mode:
+        raise ProfileError(f"is for {mode}, the picture is {image.mode}")
+    if _is_srgb(profile):
         return image.convert("RGB") if image.mode != "RGB" else image
-    converted = ImageCms.applyTransform(image, transform.lcms)
+    converted = ImageCms.applyTransform(image, transform)
     assert converted is not None  # only an in-place transform returns None
     return converted
 
 
-class _Transform:
-    """From the colours of a profile to sRGB."""
-
-    def __init__(self, profile: bytes):
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            self.input_mode = _SPACES[source.profile.xcolor_space.strip()]
-            self.lcms = ImageCms.buildTransform(source, SRGB, self.input_mode, "RGB")
-        except KeyError as error:
-            raise ProfileError(f"is for {error}") from None
-        except (ImageCms.PyCMSError, OSError, ValueError) as error:
-            raise ProfileError("is damaged") from error
-        self.is_srgb = self.input_mode != "CMYK" and self._changes_nothing()
-
-    def _changes_nothing(self) -> bool:
-        """Whether no colour moves by more than a level, which is rounding: a name such as "sRGB" proves nothing."""
-        levels = np.arange(256, dtype=np.uint8)
-        if self.input_mode == "RGB":
-            some = np.stack(np.meshgrid(*[levels[::17]] * 3, indexing="ij"), axis=-1).reshape(-1, 1, 3)
-            image = Image.fromarray(np.concatenate([some, np.stack([levels] * 3, axis=-1)[:, None]]))
-        else:
-            image = Image.fromarray(levels[:, None])
-        moved = ImageCms.applyTransform(image, self.lcms)
-        difference = np.asarray(moved).astype(np.int16) - np.asarray(image.convert("RGB"))
-        return int(np.abs(difference).max()) <= 1
+@lru_cache(maxsize=8)
+def _transform(profile: bytes) -> tuple[ImageCms.ImageCmsTransform, str]:
+    """From the colours of a profile to sRGB, and the mode of the pictures that it is for."""
+    if len(profile) > MAX_PROFILE_BYTES:
+        raise ProfileError(f"has more than {MAX_PROFILE_BYTES >> 20} MiB")
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = _SPACES[source.profile.xcolor_space.strip()]
+        return ImageCms.buildTransform(source, SRGB, mode, "RGB"), mode
+    except KeyError as error:
+        raise ProfileError(f"is for {error}") from None
+    except (ImageCms.PyCMSError, OSError, ValueError) as error:
+        raise ProfileError("is damaged") from error
 
 
 @lru_cache(maxsize=8)
-def _transform(profile: bytes) -> _Transform:
-    if len(profile) > MAX_PROFILE_BYTES:
-        raise ProfileError(f"has more than {MAX_PROFILE_BYTES >> 20} MiB")
-    return _Transform(profile)
+def _is_srgb(profile: bytes) -> bool:
+    """Whether no colour moves by more than a level, which is rounding: a name such as "sRGB" proves nothing."""
+    transform, mode = _transform(profile)
+    if mode == "CMYK":
+        return False
+    levels = np.arange(256, dtype=np.uint8)
+    if mode == "RGB":
+        some = np.stack(np.meshgrid(*[levels[::17]] * 3, indexing="ij"), axis=-1).reshape(-1, 1, 3)
+        image = Image.fromarray(np.concatenate([some, np.stack([levels] * 3, axis=-1)[:, None]]))
+    else:
+        image = Image.fromarray(levels[:, None])
+    moved = ImageCms.applyTransform(image, transform)
+    difference = np.asarray(moved).astype(np.int16) - np.asarray(image.convert("RGB"))
+    return int(np.abs(difference).max()) <= 1

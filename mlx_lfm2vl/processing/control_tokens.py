@@ -2,9 +2,9 @@
 
 Before a template is rendered, control tokens in the caller's strings are put between two private-use characters
 (`mark`), and a string that ends in the beginning of one gets the second of them there, so that it cannot be completed
-by the string that a template writes behind it. The rendered text is then cut at these marks (`pieces`): what stands
-between a pair is encoded as text, all else as usual. Marks that the caller's strings hold already are taken out first,
-so none can be forged. A token that a template begins itself, and a caller's string ends, is the template's.
+by the string that a template writes behind it. The rendered text is then cut at these marks (`pieces`). Marks that the
+caller's strings hold already are taken out first, so none can be forged. A token that a template begins itself, and a
+caller's string ends, is the template's.
 """
 
 from __future__ import annotations
@@ -50,12 +50,11 @@ class ControlTokens:
                 return True
         return False
 
-    def crosses(self, before: str, after: str) -> bool:
-        """Whether a token begins in one text and ends in the other when they are joined."""
-        left, right = before[max(0, len(before) - self.longest) :], after[: self.longest]
-        return any(
-            found.start() < len(left) < found.start() + len(found[1]) for found in self._anywhere.finditer(left + right)
-        )
+    def crosses(self, text: str, start: int, place: int) -> bool:
+        """Whether a token in the text begins between `start` and a place and ends behind that."""
+        first = max(start, place - self.longest)
+        near = self._anywhere.finditer(text[first : place + self.longest])
+        return any(found.start() < place - first < found.start() + len(found[1]) for found in near)
 
 
 def _any_of(tokens: list[str], depth: int = 0) -> str:
@@ -107,9 +106,11 @@ def plain(value: Any) -> Any:
     """Plain JSON types only, so that a template finds no methods to call; pictures and the like become "<type>"."""
     if value is None or type(value) in (str, int, float, bool):
         return value
-    for kind in (str, int, float):
+    if isinstance(value, str):
+        return str.__str__(value)
+    for kind in (int, float):
         if isinstance(value, kind):
-            return kind.__str__(value) if kind is str else kind(value)
+            return kind(value)
     if isinstance(value, Mapping):
         return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -134,14 +135,12 @@ def pieces(text: str, tokens: ControlTokens) -> list[tuple[str, bool]]:
             made.append((part, True))
             continue
         parts = re.split(f"[{START}{END}]", part)
-        joined = parts[0]
-        for after, rest in zip(parts[1:], _rests(parts, tokens.longest), strict=True):
-            if tokens.crosses(joined, rest):
-                made.append((joined, False))
-                joined = after
-            else:
-                joined += after
-        made.append((joined, False))
+        whole, start = "".join(parts), 0
+        for place in itertools.accumulate(map(len, parts[:-1])):
+            if tokens.crosses(whole, start, place):
+                made.append((whole[start:place], False))
+                start = place
+        made.append((whole[start:], False))
     return [(piece, is_token) for piece, is_token in made if piece]
 
 
@@ -154,16 +153,6 @@ def _marked_tokens(text: str, tokens: ControlTokens) -> Iterator[tuple[str, bool
             yield found[1], True
             at = found.end()
     yield text[at:], False
-
-
-def _rests(parts: list[str], length: int) -> list[str]:
-    """The beginning, of this length, of what follows from each part but the first on."""
-    rests: list[str] = []
-    rest = ""
-    for part in reversed(parts[1:]):
-        rest = part[:length] + rest[: max(0, length - len(part))]
-        rests.append(rest)
-    return rests[::-1]
 
 
 @functools.lru_cache(maxsize=32)

@@ -2,7 +2,7 @@
 
 A conversation is a list of messages {"role", "content"}; content is a string or a list of items. Pictures stand in
 items {"type": "image"} under "image", "url", "path" or "base64", in the items of OpenAI and Anthropic, or under
-"images" of the message; videos in items of video_items.py. What names a picture and is not read is refused.
+"images" of the message; videos in items {"type": "video"}. What names a picture and is not read is refused.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config import parse_json
-from ..errors import PromptError
+from ..errors import PromptError, did_you_mean
 from .control_tokens import plain
 from .picture_keys import another, holding, unread
-from .video_items import VIDEO_TYPES, video_item
 
 BESIDE = ("images", "image")  # keys of a message, as Ollama has them; such pictures stand before its text
 KEYS = ("role", "content", "name", "tool_calls", "tool_call_id")  # of a message, besides
 PICTURE_TYPES = ("image", "image_url", "input_image")
 SOURCES = ("image", "url", "path", "base64")
+VIDEO_TYPES = ("video", "video_url")  # of items: transformers', and the one of servers that are called as OpenAI's
+VIDEO_SOURCES = ("video", "url", "path")
+SAMPLING = ("fps", "num_frames")  # of a video item, as `load_video` takes them
 CALL_START, CALL_END = "<|tool_call_start|>", "<|tool_call_end|>"
 NAMES, ARGUMENTS = ("name", "function"), ("arguments", "parameters", "args")  # keys of a tool call that is an object
 
@@ -46,10 +48,15 @@ def normalised(message: Any, where: str = "a message") -> dict[str, Any]:
         plain["content"] = [_item(item, f"{where}, item {n} of its content,") for n, item in enumerate(content)]
     key = unread(plain, ("content", *BESIDE))
     if key is None and plain.get("role") != "assistant":
-        key = another(plain, (*KEYS, *BESIDE)) if _shows_picture(plain) else holding(plain, KEYS)
+        items = plain["content"] if isinstance(content, (list, tuple)) else ()
+        shown = any(isinstance(item, Mapping) and item.get("type") == "image" for item in items)
+        shown = shown or any(name in plain for name in BESIDE)
+        key = another(plain, (*KEYS, *BESIDE)) if shown else holding(plain, KEYS)
     if key is not None:
         raise PromptError(f"{where} has {key!r}, which is not read; put pictures into 'images' or into its content")
-    beside = [image for name in BESIDE if name in plain for image in _listed(plain.pop(name))]
+    beside: list[Any] = []
+    for images in (plain.pop(name) for name in BESIDE if name in plain):
+        beside += images if isinstance(images, (list, tuple)) else [images]
     if beside:
         text = [{"type": "text", "text": content}] if isinstance(content, str) and content else plain.get("content")
         items = text if isinstance(text, list) else []
@@ -74,18 +81,6 @@ def _tool_calls(message: dict[str, Any], where: str) -> list[dict[str, Any]]:
     if calls and not isinstance(calls, (list, tuple)):
         raise PromptError(f"{where} has tool_calls of type {type(calls).__name__}, expected a list of calls")
     return [_tool_call(call, f"tool_calls[{number}]") for number, call in enumerate(calls or ())]
-
-
-def _listed(images: Any) -> list[Any]:
-    return list(images) if isinstance(images, (list, tuple)) else [images]
-
-
-def _shows_picture(message: Mapping[str, Any]) -> bool:
-    content = message.get("content")
-    items = content if isinstance(content, list) else ()
-    return any(name in message for name in BESIDE) or any(
-        isinstance(item, Mapping) and item.get("type") == "image" for item in items
-    )
 
 
 def _item(item: Any, where: str) -> Any:
@@ -125,6 +120,24 @@ def _picture(item: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"type": "image", **found}
 
 
+def video_item(item: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A video's item with its sources and how its frames are sampled, which also stand in its "video_url". Raises
+    `PromptError` for anything else."""
+    said = {name: value for name, value in item.items() if value is not None}
+    kind, known = said.pop("type", "video"), (*VIDEO_SOURCES, *SAMPLING)
+    if (address := said.pop("video_url", None)) is not None:
+        inner = address if isinstance(address, Mapping) else {"url": address}
+        if inner.get("url") is None:
+            raise PromptError(f"{where} has 'video_url' without 'url'; give the video's address")
+        said |= {name: value for name, value in inner.items() if value is not None}
+    if key := unread(said, known) or another(said, known):
+        raise PromptError(f"{where} is of type {kind!r} and has {key!r}, which is not read; put videos under 'video'")
+    if key := next((key for key in said if key not in known), None):
+        way = did_you_mean([str(key)], known) or f"; it takes {', '.join(map(repr, known))}"
+        raise PromptError(f"{where} is of type {kind!r} and has {key!r}, which is not read{way}")
+    return {"type": "video", **{name: said[name] for name in known if name in said}}
+
+
 def _tool_call(call: Any, where: str) -> dict[str, Any]:
     """A call as {"name", "arguments"}, or with "function" around these as OpenAI has it; arguments that are text of
     JSON become what that says."""
@@ -144,13 +157,13 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     if len(given) > 1:
         raise PromptError(f"{where} has both {given[0]!r} and {given[1]!r}; give the arguments once")
     key = given[0] if given else ARGUMENTS[0]
-    arguments = said.get(key)
-    if isinstance(arguments, str) or arguments is None:
+    arguments = said.get(key, {})
+    if isinstance(arguments, str):
         try:
-            arguments = parse_json(arguments) if arguments and arguments.strip() else None
+            arguments = parse_json(arguments) if arguments.strip() else {}
         except ValueError as error:
             raise PromptError(f"{where}.{key} is no JSON ({error}), expected an object of arguments") from None
-    arguments = {} if arguments is None else arguments
+    arguments = {} if arguments is None else arguments  # JSON's null
     if not isinstance(arguments, Mapping):
         raise PromptError(f"{where}.{key} is {type(arguments).__name__}, expected an object of arguments")
     others = {key: value for key, value in call.items() if key not in (*NAMES, *ARGUMENTS)}

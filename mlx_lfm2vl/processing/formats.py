@@ -4,7 +4,7 @@ Contract: the number of pixels is checked before anything is decoded, and again 
 size and hold another. EXIF orientation is applied, and colours of an ICC profile become sRGB. Of an animation or a file
 of several pages the first is read, of several pictures in a HEIC file the main one, and an `ImageWarning` says so. What
 cannot be read raises `ImageError` with one line that begins with the picture's label and ends with the way out. Nothing
-is ever executed: PostScript is refused. A label is whatever says by `str` what errors call a picture.
+is ever executed: PostScript is refused.
 """
 
 from __future__ import annotations
@@ -72,34 +72,24 @@ def begins_as_picture(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def header_size(file: BinaryIO, label: object, policy: SourcePolicy) -> tuple[int, int]:
+def header_size(file: BinaryIO, label: str, policy: SourcePolicy) -> tuple[int, int]:
     """(height, width) as the header of an open file says. Raises `ImageError`."""
-    try:
-        with _quietly():
-            width, height = _opened(file, label, policy).size
-    except ImageError:
-        raise
-    except Exception as error:
-        raise _damaged(error, label, "damaged") from None
+    with _reading(label, "damaged"), _quietly():
+        width, height = _opened(file, label, policy).size
     return height, width
 
 
-def open_picture(file: BinaryIO, label: object, policy: SourcePolicy, config: ImageConfig) -> Image.Image:
+def open_picture(file: BinaryIO, label: str, policy: SourcePolicy, config: ImageConfig) -> Image.Image:
     """The picture in an open file. Raises `ImageError`."""
-    try:
-        with _quietly():
-            image = _opened(file, label, policy)
-    except ImageError:
-        raise
-    except Exception as error:  # a damaged file can make a decoder raise anything
-        raise _damaged(error, label, "damaged") from None
+    with _reading(label, "damaged"), _quietly():
+        image = _opened(file, label, policy)
     _check_format(image, label)
     check_size(image.width, image.height, label, policy)
     if image.format in jpeg.FORMATS or "jpeg" in str(image.info.get("compression")):
         scans, ends = jpeg.scans(file, image)
         if scans > jpeg.MAX_SCANS:
-            reason = "which take too long to decode; save it anew"
-            raise ImageError(f"{label}: has more than {jpeg.MAX_SCANS} scans, {reason}")
+            way = "which take too long to decode; save it anew"
+            raise ImageError(f"{label}: has more than {jpeg.MAX_SCANS} scans, {way}")
         if not ends:
             image = jpeg.ended(file) or image
     remark = FRAMES.get(image.format or "")
@@ -111,12 +101,12 @@ def open_picture(file: BinaryIO, label: object, policy: SourcePolicy, config: Im
     return picture
 
 
-def decode(image: Image.Image, label: object, policy: SourcePolicy, config: ImageConfig) -> Image.Image:
+def decode(image: Image.Image, label: str, policy: SourcePolicy, config: ImageConfig) -> Image.Image:
     """An image that the caller has opened, upright and as RGB of sRGB; of several frames the one that it stands at. The
     image itself if it is that already, else one without metadata, so that it is not turned or converted again."""
     _check_format(image, label)
     check_size(image.width, image.height, label, policy)
-    try:
+    with _reading(label, "damaged or truncated"):
         if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_preview(image):
             raise ImageError(f"{label}: is a camera's raw file, of which only a preview can be read; export it as JPEG")
         clear = image.info.get("transparency")
@@ -131,21 +121,17 @@ def decode(image: Image.Image, label: object, policy: SourcePolicy, config: Imag
             if image.tag_v2.get(_BITS) == (12,):  # which Pillow leaves as they are in 16
                 upright = Image.fromarray((np.asarray(image).astype(np.uint32) * 65535 // 4095).astype(np.uint16))
             if image.tag_v2.get(_PHOTOMETRIC) == 0:  # white is zero, which Pillow heeds in other modes
-                colours = partial(_inverted, colours=colours)
+                colours = partial(lambda opaque, colours: colours(ImageChops.invert(opaque)), colours=colours)
         if config.exif and (turn := TURNS.get(_orientation(image, label))) is not None:
             upright = upright.transpose(turn)
         plain = upright.mode == "RGB" and not profile and clear is None and "transparency" not in upright.info
-        picture = upright if plain else rgb(upright, str(label), clear, colours)
+        picture = upright if plain else rgb(upright, label, clear, colours)
         if picture is not image:
             picture.info = {}
         return picture
-    except (ImageError, ImageWarning):  # the latter where warnings are errors
-        raise
-    except Exception as error:
-        raise _damaged(error, label, "damaged or truncated") from None
 
 
-def _check_format(image: Image.Image, label: object) -> None:
+def _check_format(image: Image.Image, label: str) -> None:
     """Raises `ImageError` for what Pillow recognises and does not draw, and for what it would have another program
     draw."""
     drawn = not isinstance(image, ImageFile.StubImageFile) or image._handler is not None
@@ -165,13 +151,29 @@ def _in_8_bits(clear: Any, image: Image.Image) -> Any:
     return clear
 
 
-def check_size(width: int, height: int, label: object, policy: SourcePolicy) -> None:
+def check_size(width: int, height: int, label: str, policy: SourcePolicy) -> None:
     """Raises `ImageError` for a picture without pixels or with too many."""
     if width < 1 or height < 1:
         raise ImageError(f"{label}: is {width}x{height} pixels, so there is nothing to see")
     if width * height > policy.max_pixels:
         size = f"{width}x{height} is more than {policy.max_pixels:,} pixels"
         raise ImageError(f"{label}: {size}; make it smaller{ALLOW_LARGER}")
+
+
+@contextlib.contextmanager
+def _reading(label: str, how: str) -> Iterator[None]:
+    """Whatever a decoder raises of a damaged file as an `ImageError`."""
+    try:
+        yield
+    except (ImageError, ImageWarning):  # the latter where warnings are errors
+        raise
+    except Image.DecompressionBombError:
+        raise ImageError(f"{label}: has more pixels than Pillow decodes; make it smaller{ALLOW_LARGER}") from None
+    except MemoryError:
+        raise ImageError(f"{label}: there is not enough memory for its pixels; make it smaller") from None
+    except Exception as error:
+        reason = short(str(error)) or type(error).__name__
+        raise ImageError(f"{label}: {how} ({reason}); save or download it again") from None
 
 
 @contextlib.contextmanager
@@ -182,7 +184,7 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-def _opened(file: BinaryIO, label: object, policy: SourcePolicy) -> Image.Image:
+def _opened(file: BinaryIO, label: str, policy: SourcePolicy) -> Image.Image:
     start = file.read(1000)
     file.seek(0)
     if re.match(rb"(\xc5\xd0\xd3\xc6|%!PS)", start):
@@ -237,7 +239,7 @@ def _icons(file: BinaryIO) -> Iterator[tuple[int, int]]:
             yield abs(width), abs(height) // 2  # with its mask below it
 
 
-def _orientation(image: Image.Image, label: object) -> Any:
+def _orientation(image: Image.Image, label: str) -> Any:
     try:
         with _quietly():
             return image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -246,11 +248,7 @@ def _orientation(image: Image.Image, label: object) -> Any:
         return 1
 
 
-def _inverted(grey: Image.Image, colours: Colours) -> Image.Image:
-    return colours(ImageChops.invert(grey))
-
-
-def _to_srgb(image: Image.Image, profile: Any, label: object) -> Image.Image:
+def _to_srgb(image: Image.Image, profile: Any, label: str) -> Image.Image:
     from .color import ProfileError, to_srgb
 
     try:
@@ -270,12 +268,3 @@ def _is_preview(image: TiffImagePlugin.TiffImageFile) -> bool:
     as in raw files of cameras."""
     kind: Any = image.tag_v2.get(254, 0)
     return image.tell() == 0 and isinstance(kind, int) and bool(kind & 1)
-
-
-def _damaged(error: Exception, label: object, how: str) -> ImageError:
-    if isinstance(error, Image.DecompressionBombError):
-        way = f"make it smaller{ALLOW_LARGER}"
-        return ImageError(f"{label}: has more pixels than Pillow decodes; {way}")
-    if isinstance(error, MemoryError):
-        return ImageError(f"{label}: there is not enough memory for its pixels; make it smaller")
-    return ImageError(f"{label}: {how} ({short(str(error)) or type(error).__name__}); save or download it again")

@@ -15,8 +15,7 @@ from functools import lru_cache
 
 from ..config import ImageConfig, ImageProcessorConfig, Lfm3VlImageProcessorConfig
 from . import lfm3_geometry
-from .area import within
-from .view_plan import ViewPlan
+from .view_plan import ViewPlan, within
 
 
 def round_by_factor(number: float, factor: int) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,11 +117,9 @@ class _Stream(httpcore2.NetworkStream):
     def close(self) -> None:
         self._stream.close()
 
-    def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore2.NetworkStream:
-        left = _left(self._deadline, httpcore2.ConnectTimeout)
-        return _Stream(self._stream.start_tls(ssl_context, server_hostname, left), self._deadline)
+    def start_tls(self, *arguments: Any, **named: Any) -> httpcore2.NetworkStream:
+        named["timeout"] = _left(self._deadline, httpcore2.ConnectTimeout)
+        return _Stream(self._stream.start_tls(*arguments, **named), self._deadline)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
@@ -132,16 +129,9 @@ class _Network(httpcore2.SyncBackend):
     def __init__(self, deadline: float):
         self._deadline = deadline
 
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
-    ) -> httpcore2.NetworkStream:
-        left = _left(self._deadline, httpcore2.ConnectTimeout)
-        return _Stream(super().connect_tcp(host, port, left, local_address, socket_options), self._deadline)
+    def connect_tcp(self, *arguments: Any, **named: Any) -> httpcore2.NetworkStream:
+        named["timeout"] = _left(self._deadline, httpcore2.ConnectTimeout)
+        return _Stream(super().connect_tcp(*arguments, **named), self._deadline)
 
 
 def _left(deadline: float, late: type[Exception]) -> float:

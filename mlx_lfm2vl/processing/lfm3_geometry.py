@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 from ..config import Lfm3VlImageProcessorConfig, Lfm3VlVideoProcessorConfig
 from ..errors import ImageError
-from .area import within
-from .view_plan import VideoPlan, ViewPlan
+from .view_plan import VideoPlan, ViewPlan, within
 
 LONGEST = 200  # times as long as wide
 

@@ -23,7 +23,12 @@ from .prompt import ImageMarkup, replace_videos
 from .video import Video, held
 from .view_plan import VideoPlan, ViewPlan
 
-IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"  # the reference's, where the tokenizer names none
+TOKENS = {  # the reference's, where the tokenizer names none
+    "image_token": "<|image_pad|>",
+    "video_token": "<|video_pad|>",
+    "vision_start_token": "<|vision_start|>",  # before a picture, and before each group of a video's frames
+    "vision_end_token": "<|vision_end|>",
+}
 VIDEO_INPUTS = ("pixel_values_videos", "video_grid_thw")
 
 
@@ -118,7 +123,17 @@ class Lfm3VlProcessor(Lfm2VlProcessor):
     @property
     def image_token(self) -> str:
         """The token that stands for a picture."""
-        return self.tokenizer.special_tokens_map.get("image_token", IMAGE_TOKEN)
+        return self._token("image_token")
+
+    def _token(self, name: str) -> str:
+        return self.tokenizer.special_tokens_map.get(name, TOKENS[name])
+
+    def __getattr__(self, name: str) -> Any:
+        """The tokens of `TOKENS` and their ids, as "video_token_id". Raises `TokenizerError` for a missing one."""
+        base = name.removesuffix("_id")
+        if base not in TOKENS:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return self._token(base) if name == base else self.tokenizer.id_of(self._token(base), base)
 
     def markup(self, use_image_special_tokens: bool | None = None) -> ImageMarkup:
         """The tokens that stand for pictures in this checkpoint's texts. Raises `OptionError`."""
@@ -129,7 +144,7 @@ class Lfm3VlProcessor(Lfm2VlProcessor):
 
     def with_videos(self, messages: Sequence[Mapping[str, Any]], policy: SourcePolicy) -> list[dict[str, Any]]:
         """The messages with each video opened. Raises `ImageError`, `PromptError`."""
-        return replace_videos(messages, policy, lambda video: [{"type": "video", "video": video}], iter(()))
+        return replace_videos(messages, policy, lambda video: [{"type": "video", "video": video}])
 
     def held(self, video: Video, image_config: Any) -> Video:
         """A video with the frames that the model sees, resized, which needs its source no longer. `image_config`: the
@@ -146,36 +161,6 @@ class Lfm3VlProcessor(Lfm2VlProcessor):
 
     def _tokens_of_frames(self, moments: Sequence[float], height: int, width: int) -> int:
         return lfm3_geometry.video_plan(moments, height, width, self.image_processor.config.video).tokens
-
-    @property
-    def video_token(self) -> str:
-        """The token that stands for a video."""
-        return self.tokenizer.special_tokens_map.get("video_token", VIDEO_TOKEN)
-
-    @property
-    def video_token_id(self) -> int:
-        """Raises `TokenizerError` if the tokenizer does not know the video token."""
-        return self.tokenizer.id_of(self.video_token, "video_token")
-
-    @property
-    def vision_start_token(self) -> str:
-        """The token before a picture, and before each group of a video's frames."""
-        return self.tokenizer.special_tokens_map.get("vision_start_token", "<|vision_start|>")
-
-    @property
-    def vision_end_token(self) -> str:
-        """The token behind them."""
-        return self.tokenizer.special_tokens_map.get("vision_end_token", "<|vision_end|>")
-
-    @property
-    def vision_start_token_id(self) -> int:
-        """Raises `TokenizerError` if the tokenizer does not know the token."""
-        return self.tokenizer.id_of(self.vision_start_token, "vision_start_token")
-
-    @property
-    def vision_end_token_id(self) -> int:
-        """Raises `TokenizerError` if the tokenizer does not know the token."""
-        return self.tokenizer.id_of(self.vision_end_token, "vision_end_token")
 
     @property
     def placeholder_ids(self) -> tuple[int, ...]:

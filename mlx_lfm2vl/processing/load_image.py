@@ -124,12 +124,10 @@ def flatten(images: Any, depth: int = 0) -> list[Any]:
 
 def with_pages(images: Any, policy: SourcePolicy) -> Any:
     """The same pictures, in the same lists, each PDF document replaced by its pages. Raises `ImageError`."""
-    if isinstance(images, (list, tuple)):
-        made = _with_pages(images, policy, 0)
-        check_number(len(flatten(made)), policy)
-        return made
-    pages = pages_of([images], policy)
-    return pages if len(pages) > 1 else pages[0]
+    several = isinstance(images, (list, tuple))
+    made = _with_pages(images if several else [images], policy, 0)
+    check_number(len(flatten(made)) if several else len(made), policy)
+    return made if several or len(made) > 1 else made[0]
 
 
 def _with_pages(images: Sequence[Any], policy: SourcePolicy, depth: int) -> list[Any]:
@@ -137,10 +135,8 @@ def _with_pages(images: Sequence[Any], policy: SourcePolicy, depth: int) -> list
         return list(images)  # which `flatten` refuses
     made: list[Any] = []
     for entry in images:
-        if isinstance(entry, (list, tuple)):
-            made.append(_with_pages(entry, policy, depth + 1))
-        else:
-            made += expand_pages(entry, policy)
+        nested = isinstance(entry, (list, tuple))
+        made += [_with_pages(entry, policy, depth + 1)] if nested else expand_pages(entry, policy)
     return made
 
 
@@ -175,7 +171,7 @@ def expand_pages(picture: Any, policy: SourcePolicy) -> list[Any]:
             if is_pdf:
                 return list(file.pages(policy))
             if isinstance(picture, str) and isinstance(file.file, io.BytesIO):
-                return [LabelledBytes(str(file.label), file.file.getvalue())]  # is fetched and decoded once
+                return [LabelledBytes(file.label, file.file.getvalue())]  # is fetched and decoded once
     except ImageError:
         if is_pdf or is_remote(picture):
             raise
@@ -188,7 +184,7 @@ def page_names(name: str) -> list[str]:
     try:
         with opened(name, DEFAULT_POLICY) as file:
             if file.selection is None and file.is_pdf():
-                count = pdf.page_count(file.file.read(int(DEFAULT_POLICY.max_bytes)), str(file.label))
+                count = pdf.page_count(file.file.read(int(DEFAULT_POLICY.max_bytes)), file.label)
                 return [f"{name}[{number}]" for number in range(1, count + 1)]
     except ImageError:
         pass

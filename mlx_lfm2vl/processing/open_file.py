@@ -15,17 +15,19 @@ import os
 import re
 import stat
 import unicodedata
+import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from ..errors import ImageError, short
-from . import addresses, pdf
-from .fetch import SourcePolicy, fetch
+from . import pdf
+from .fetch import DEFAULT_POLICY, SourcePolicy, fetch
 
 Kind = Literal["picture", "video"]  # of what is opened, for errors
 REMOTE = ("http:", "https:")
+_URL_SAFE = str.maketrans("-_", "+/")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _SELECTION = re.compile(r"(.+)\[([^\[\]]*)\]", re.S)  # pages of a PDF document
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{60,}={0,2}\s*")  # shorter ones are names, or no picture
@@ -45,7 +47,7 @@ def is_base64_picture(text: str) -> bool:
     """Whether a text is a picture file in base64 without an address around it."""
     if not _BASE64.fullmatch(text):
         return False
-    digits = "".join(text[:200].split())[:40].translate(addresses.URL_SAFE)
+    digits = "".join(text[:200].split())[:40].translate(_URL_SAFE)
     return _MAGIC.match(base64.b64decode(digits)) is not None
 
 
@@ -86,21 +88,11 @@ class LabelledAddress:
 
 
 @dataclass(frozen=True)
-class PathLabel:
-    """The name by which errors call the file of a path. Its text is made where an error needs it."""
-
-    name: str
-
-    def __str__(self) -> str:
-        return short(self.name)
-
-
-@dataclass(frozen=True)
 class OpenedFile:
     """An open file of a picture or PDF, at its start; what it is called, without the pages that are chosen of it."""
 
     file: BinaryIO
-    label: str | PathLabel
+    label: str
     selection: str | None = None
 
     def is_pdf(self) -> bool:
@@ -108,7 +100,7 @@ class OpenedFile:
         programs leave it. Raises `ImageError` where pages are chosen of another file."""
         start = self.file.read(1024)
         self.file.seek(0)
-        if start.lstrip().startswith(b"%PDF-") or (b"%PDF-" in start and has_suffix(str(self.label))):
+        if start.lstrip().startswith(b"%PDF-") or (b"%PDF-" in start and has_suffix(self.label)):
             return True
         if self.selection is not None:
             raise ImageError(f"{self.label}: is no PDF document, so it has no pages [{self.selection}]; name it alone")
@@ -119,75 +111,73 @@ class OpenedFile:
         data = self.file.read(int(policy.max_bytes) + 1)
         if len(data) > policy.max_bytes:
             raise ImageError(f"{self.label}: more than {policy.max_bytes} bytes; make it smaller")
-        return pdf.pages(data, str(self.label), self.selection, policy)
+        return pdf.pages(data, self.label, self.selection, policy)
 
 
 @contextlib.contextmanager
 def opened(picture: Any, policy: SourcePolicy, of: Kind = "picture") -> Iterator[OpenedFile]:
     """A file of whatever `load_image` or `load_video` reads that is no image yet; errors call it a picture or a video.
     Raises `ImageError`, also for what reading raises."""
-    if isinstance(picture, str):
-        with _opened_text(picture, policy, of) as file:
-            yield file
-    elif isinstance(picture, LabelledAddress):
+    if isinstance(picture, LabelledAddress):
         try:
-            with _opened_text(picture.url, policy, of) as file:
+            with opened(picture.url, policy, of) as file:
                 yield replace(file, label=f"{picture.label}: {file.label}")
         except ImageError as error:
             begun = str(error).startswith(f"{picture.label}: ")
             raise error if begun else ImageError(f"{picture.label}: {error}") from None
-    elif isinstance(picture, os.PathLike):
-        with _opened_path(os.fspath(picture), policy, of) as file:
+        return
+    found = _named(picture, policy, of) if isinstance(picture, str) else picture
+    if isinstance(found, OpenedFile):
+        yield found
+    elif isinstance(found, (str, os.PathLike)):
+        with _opened_path(os.fspath(found), policy, of) as file:
             yield file
-    elif isinstance(picture, LabelledBytes):
-        yield _held(picture.data, picture.label, of)
-    elif isinstance(picture, (bytes, bytearray, memoryview)):
-        yield _held(bytes(picture), f"{of} bytes", of)
-    elif callable(getattr(picture, "read", None)) and not hasattr(picture, "frame_rate"):  # which a `Video` has
-        label = f"file {short(str(getattr(picture, 'name', type(picture).__name__)))}"
-        yield _held(_content(picture, label, policy), label, of)
+    elif isinstance(found, LabelledBytes):
+        yield _held(found.data, found.label, of)
+    elif isinstance(found, (bytes, bytearray, memoryview)):
+        yield _held(bytes(found), f"{of} bytes", of)
+    elif callable(getattr(found, "read", None)) and not hasattr(found, "frame_rate"):  # which a `Video` has
+        label = f"file {short(str(getattr(found, 'name', type(found).__name__)))}"
+        yield _held(_content(found, label, policy), label, of)
     else:
         more = {"picture": "a PIL image, a NumPy array,", "video": "a list of pictures, an array of frames,"}[of]
         raise ImageError(
-            f"a {of} of type {type(picture).__name__} cannot be read; give {more} a path, a URL, a data: URI, an open "
+            f"a {of} of type {type(found).__name__} cannot be read; give {more} a path, a URL, a data: URI, an open "
             f"file or the bytes of a {of} file"
         )
 
 
-@contextlib.contextmanager
-def _opened_text(text: str, policy: SourcePolicy, of: Kind) -> Iterator[OpenedFile]:
+def _named(text: str, policy: SourcePolicy, of: Kind) -> OpenedFile | str:
+    """What a text holds or is the address of; else the path that it is."""
     kind = scheme(text)
     rest = text.strip()[len(kind) :]
     if kind in REMOTE:
         address, selection = text.strip(), None
         if "?" not in address:  # in a query brackets are the server's
             address, selection = split_selection(address)
-        yield _held(fetch(address, policy), short(address), of, selection)
-    elif kind == "data:":
-        yield _held(addresses.data_bytes(text, policy), short(text), of)
-    elif kind == "file:" and rest.startswith("/"):
-        with _opened_path(addresses.file_path(text), policy, of) as file:
-            yield file
-    elif kind and rest.startswith("//"):
+        return _held(fetch(address, policy), short(address), of, selection)
+    if kind == "data:":
+        return _held(data_bytes(text, policy), short(text), of)
+    if kind == "file:" and rest.startswith("/"):
+        return file_path(text)
+    if kind and rest.startswith("//"):
         raise ImageError(f"{short(text)}: only http, https, file and data addresses and paths can be read")
-    elif is_base64_picture(text):
-        yield _held(addresses.decode_base64(text, policy), "base64 text", of)
-    else:
-        with _opened_path(text, policy, of) as file:
-            yield file
+    if is_base64_picture(text):
+        return _held(decode_base64(text, policy), "base64 text", of)
+    return text
 
 
 @contextlib.contextmanager
 def _opened_path(name: str | bytes, policy: SourcePolicy, of: Kind) -> Iterator[OpenedFile]:
     name = os.fsdecode(name)
-    label = PathLabel(name)
+    label = name if len(name) < 100 and name.isprintable() else short(name)
     if not policy.allow_paths:
         raise ImageError(f"{label}: local paths are not allowed here; give the {of} itself")
     if not name:
         raise ImageError(f"the {of}'s path is empty; name a file")
     try:
         path, selection = file_and_pages(name)
-        label = label if selection is None else PathLabel(split_selection(name)[0])
+        label = label if selection is None else short(split_selection(name)[0])
         _check_file(os.stat(path), label, of)  # to open a pipe would wait for its writer, to open some devices acts
         at_once = getattr(os, "O_NONBLOCK", 0)  # should it become a pipe in this very moment
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once)) as file:
@@ -197,8 +187,6 @@ def _opened_path(name: str | bytes, policy: SourcePolicy, of: Kind) -> Iterator[
         if os.path.islink(Path(name).expanduser()):
             raise ImageError(f"{label}: is a link to a file that is not there; name the file") from None
         raise ImageError(f"{label}: no such {of}") from None
-    except IsADirectoryError:
-        raise ImageError(f"{label}: is a directory, not a {of}; name a file in it") from None
     except PermissionError:
         raise ImageError(f"{label}: permission denied; make it readable for you") from None
     except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, a loop of links, no home
@@ -237,7 +225,7 @@ def as_spelt(name: str | Path) -> Path:
     return path
 
 
-def _check_file(status: os.stat_result, label: PathLabel, of: Kind) -> None:
+def _check_file(status: os.stat_result, label: str, of: Kind) -> None:
     """Raises `ImageError` for all but a regular file."""
     if stat.S_ISDIR(status.st_mode):
         raise ImageError(f"{label}: is a directory, not a {of}; name a file in it")
@@ -278,3 +266,42 @@ def beside(image: str, folder: Path) -> str:
     if scheme(image) in ("data:", "file:") or "://" in image or is_base64_picture(image):
         return image
     return str(folder / os.path.expanduser(image))
+
+
+def file_path(uri: str) -> str:
+    """The path of a file: address of this machine. Raises `ImageError`."""
+    try:
+        parts = urllib.parse.urlsplit(uri.strip())
+    except ValueError:
+        raise ImageError(f"{short(uri)}: is no address; name the file by its path") from None
+    if parts.netloc.lower() not in ("", "localhost"):
+        raise ImageError(f"{short(uri)}: is a file of another machine; name a file of this one")
+    return urllib.parse.unquote(parts.path)
+
+
+def data_bytes(uri: str, policy: SourcePolicy) -> bytes:
+    """The bytes in a data: URI. Raises `ImageError`."""
+    head, comma, body = uri.strip().partition(",")
+    if not comma:
+        raise ImageError(f"{short(uri)}: a data: URI needs a comma before its data")
+    if head.lower().replace(" ", "").endswith(";base64"):
+        return decode_base64(urllib.parse.unquote(body) if "%" in body else body, policy, short(uri))
+    data = urllib.parse.unquote_to_bytes(body)
+    if len(data) > policy.max_bytes:
+        raise ImageError(f"{short(uri)}: more than {policy.max_bytes} bytes; make it smaller")
+    return data
+
+
+def decode_base64(text: str, policy: SourcePolicy = DEFAULT_POLICY, label: str = "") -> bytes:
+    """The bytes behind bare base64 text, of either alphabet, padded or not. Raises `ImageError`, which calls the text
+    by `label` or by its beginning."""
+    label = label or short(text)
+    if len(text) > policy.max_bytes * 4 // 3 + 4:
+        raise ImageError(f"{label}: more than {policy.max_bytes} bytes; make it smaller")
+    with contextlib.suppress(ValueError):  # of blanks, the other alphabet, or no padding
+        return base64.b64decode(text, validate=True)
+    digits = "".join(text.split()).rstrip("=").translate(_URL_SAFE)
+    try:
+        return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
+    except ValueError:
+        raise ImageError(f"{label}: is not base64; encode the bytes of a picture file") from None

@@ -29,7 +29,7 @@ from ..threads import check_cancelled
 from . import geometry, pdf_process
 from .fetch import SourcePolicy
 from .formats import check_size
-from .pdf_process import Job, Ranges
+from .pdf_process import Ranges
 
 SUFFIX = ".pdf"
 MAX_DPI = 300.0
@@ -113,8 +113,8 @@ def _read(
     document: bytes, label: str, ranges: Ranges, most_pages: int, size: tuple[int, int] = (0, 0)
 ) -> tuple[dict[str, Any], bytes]:
     """The answer of a process of its own about a document. Raises `ImageError`, and what cancels the work."""
-    job = Job(_library(label), ranges, most_pages, MAX_SECONDS, MAX_MEMORY, *size)
-    command = [sys.executable, "-I", "-S", pdf_process.__file__, job.to_json()]
+    job = json.dumps([_library(label), ranges, most_pages, MAX_SECONDS, MAX_MEMORY, *size])
+    command = [sys.executable, "-I", "-S", pdf_process.__file__, job]
     try:
         code, output = _run(command, document)
     except subprocess.TimeoutExpired:

@@ -4,9 +4,10 @@ PDFium is a large C++ library that strangers' files are handed to, and a page of
 of work. So it runs beside the caller's process: a crash is an exit code, and a thread ends the process when its time or
 memory is used up. PDFium is not safe for threads, either; here it has one. Needs nothing but pypdfium2.
 
-In: a `Job` as JSON in the first argument, the document on stdin. Out: a line of JSON, and behind it for a page its
-pixels (height, width, 4) uint8, RGB and an unused byte. Scripts are not run: pypdfium2's PDFium has no interpreter of
-them.
+In: a list of JSON in the first argument, the document on stdin. The list holds the folders of pypdfium2, the ranges of
+pages, how many of them may be asked for, the process's seconds and bytes, and width and height in pixels that the first
+page is drawn with; where these are 0, sizes are asked for. Out: a line of JSON, and behind it for a page its pixels
+(height, width, 4) uint8, RGB and an unused byte. Scripts are not run: pypdfium2's PDFium has no interpreter of them.
 """
 
 from __future__ import annotations
@@ -19,30 +20,12 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 Ranges = Sequence[tuple[int, int | None]]  # first and last page, from 1; None is the end of the document
 TOO_LONG, TOO_LARGE = 3, 4  # exit codes
 _LOOKS = 0.02  # seconds between two looks at time and memory
 _PASSWORD = 4  # FPDF_ERR_PASSWORD
-
-
-@dataclass(frozen=True)
-class Job:
-    """The work of a process: the sizes of pages (`width` 0), or page `first` at `width` x `height` pixels. `path` holds
-    the folders of pypdfium2, `most_pages` is how many pages may be asked for, `memory` is in bytes."""
-
-    path: list[str]
-    ranges: Ranges
-    most_pages: int
-    seconds: float
-    memory: int
-    width: int = 0
-    height: int = 0
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
 
 
 def chosen(ranges: Ranges, count: int, most: int) -> list[int]:
@@ -59,26 +42,25 @@ def chosen(ranges: Ranges, count: int, most: int) -> list[int]:
 
 
 def main() -> None:
-    job = Job(**json.loads(sys.argv[1]))
-    _watch(job)
-    sys.path += job.path
-    data = sys.stdin.buffer.read()
-    answer, pixels = _done(job, data)
+    path, ranges, most_pages, seconds, memory, *size = json.loads(sys.argv[1])
+    _watch(seconds, memory)
+    sys.path += path
+    answer, pixels = _done(sys.stdin.buffer.read(), ranges, most_pages, size)
     sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n" + pixels)
     sys.stdout.buffer.flush()
     os._exit(0)  # PDFium's objects need no farewell
 
 
-def _watch(job: Job) -> None:
+def _watch(seconds: float, memory: int) -> None:
     """Ends this process when its time or memory is used up. The thread runs while PDFium does: ctypes lets go of the
     interpreter's lock."""
-    deadline = time.monotonic() + job.seconds
+    deadline = time.monotonic() + seconds
 
     def look() -> None:
         while True:
             if time.monotonic() > deadline:
                 os._exit(TOO_LONG)
-            if _most_memory() > job.memory:
+            if _most_memory() > memory:
                 os._exit(TOO_LARGE)
             time.sleep(_LOOKS)
 
@@ -95,7 +77,7 @@ def _most_memory() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _done(job: Job, data: bytes) -> tuple[dict[str, Any], bytes]:
+def _done(data: bytes, ranges: Ranges, most_pages: int, size: Sequence[int]) -> tuple[dict[str, Any], bytes]:
     try:
         import pypdfium2
         import pypdfium2.raw as pdfium
@@ -109,22 +91,23 @@ def _done(job: Job, data: bytes) -> tuple[dict[str, Any], bytes]:
         return {"error": "cannot open it"}, b""
     document.init_forms()
     try:
-        numbers = chosen(job.ranges, len(document), job.most_pages)
+        numbers = chosen(ranges, len(document), most_pages)
     except ValueError as error:
         return {"refused": str(error)}, b""
-    if not job.width:
+    width, height = size
+    if not width:
         return {"count": len(document), "pages": [(number, *_size(document, number)) for number in numbers]}, b""
     try:
         page = document[numbers[0] - 1]
     except pypdfium2.PdfiumError:
         return {"error": "cannot read this page"}, b""
-    bitmap = pypdfium2.PdfBitmap.new_native(job.width, job.height, pdfium.FPDFBitmap_BGRx, rev_byteorder=True)
-    bitmap.fill_rect((255, 255, 255, 255), 0, 0, job.width, job.height)
-    place = (0, 0, job.width, job.height, 0, pdfium.FPDF_ANNOT | pdfium.FPDF_REVERSE_BYTE_ORDER)
+    bitmap = pypdfium2.PdfBitmap.new_native(width, height, pdfium.FPDFBitmap_BGRx, rev_byteorder=True)
+    bitmap.fill_rect((255, 255, 255, 255), 0, 0, width, height)
+    place = (0, 0, width, height, 0, pdfium.FPDF_ANNOT | pdfium.FPDF_REVERSE_BYTE_ORDER)
     pdfium.FPDF_RenderPageBitmap(bitmap, page, *place)
     if document.formenv:
         pdfium.FPDF_FFLDraw(document.formenv, bitmap, page, *place)
-    return {"width": job.width, "height": job.height}, bytes(bitmap.buffer)
+    return {"width": width, "height": height}, bytes(bitmap.buffer)
 
 
 def _size(document: Any, number: int) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from ..errors import PromptError
 from .arrays import is_array
 from .formats import suffixes
 from .not_pictures import VIDEO_SUFFIXES, names_video_file
-from .open_file import is_base64_picture, scheme
+from .open_file import REMOTE, is_base64_picture, scheme
 
 _STEMS = ("image", "img", "picture", "photo", "screenshot", "attachment", "pixel", "video")
 _WORDS = ("image", "images", "picture", "pictures", "photo", "photos", "pic", "pics")
@@ -48,16 +48,6 @@ def unread(data: Mapping[str, Any], known: tuple[str, ...] = ()) -> str | None:
     return None
 
 
-def passed_over(data: Mapping[str, Any], known: tuple[str, ...]) -> str | None:
-    """The first key of a row, beside those known, that names a picture which is not read: where the row has pictures
-    that are read, another one than these."""
-    given = [key for key in data if reads(key)]
-    if not given:
-        return unread(data, known) or holding(data, known)
-    values = [value for key in given for value in (data[key] if isinstance(data[key], list) else [data[key]])]
-    return another(data, (*known, *given), [value for value in values if isinstance(value, str)])
-
-
 def another(data: Mapping[str, Any], known: tuple[str, ...], pictures: Sequence[str] = ()) -> str | None:
     """The first key, beside those known, that names a picture beside those which are read. Their own names, and what
     they are called in "file_name" and the like, are none."""
@@ -77,7 +67,7 @@ def another(data: Mapping[str, Any], known: tuple[str, ...], pictures: Sequence[
 def prompt_key(data: Mapping[str, Any], known: tuple[str, ...] = ()) -> str | None:
     """The first key, beside those known, that people call a prompt by, whose value is text."""
     asked = (key for key, value in data.items() if isinstance(value, str) and value.strip() and key not in known)
-    return next((key for key in asked if _plain(key) in (*_ASKED, *(f"{word}s" for word in _ASKED))), None)
+    return next((key for key in asked if _plain(key).removesuffix("s") in _ASKED), None)
 
 
 def holding(data: Mapping[str, Any], known: tuple[str, ...]) -> str | None:
@@ -87,7 +77,7 @@ def holding(data: Mapping[str, Any], known: tuple[str, ...]) -> str | None:
         plain = _plain(key)
         if key in known or plain == "id":
             continue
-        address = plain.endswith(_ADDRESSES) and scheme(value if isinstance(value, str) else "") in ("http:", "https:")
+        address = plain.endswith(_ADDRESSES) and isinstance(value, str) and scheme(value) in REMOTE
         if address or _is_picture(value, any(stem in plain for stem in _FILES)):
             return key
     return None
@@ -111,7 +101,12 @@ def pictures_key(data: Mapping[str, Any], known: tuple[str, ...], videos: bool =
     given = [key for key in data if reads(key)]
     if len(given) > 1:
         raise PromptError(f'has both "{given[0]}" and "{given[1]}"; give one of them')
-    if key := passed_over(data, known):
+    if given:
+        pictures = data[given[0]] if isinstance(data[given[0]], list) else [data[given[0]]]
+        key = another(data, (*known, *given), [each for each in pictures if isinstance(each, str)])
+    else:
+        key = unread(data, known) or holding(data, known)
+    if key is not None:
         if names_video(key, data[key]):
             way = 'call it "video", with all videos in one list' if videos else "rows have pictures only; leave it out"
             raise PromptError(f'"{key}" names a video and is not read; {way}')

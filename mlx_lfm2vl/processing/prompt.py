@@ -14,7 +14,7 @@ import bisect
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -22,16 +22,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from ..errors import ImageError, PromptError, TemplateError, counted
-from .addresses import decode_base64
 from .batch_feature import BatchFeature
 from .control_tokens import ControlTokens, unmarked
-from .conversation import SOURCES
+from .conversation import SAMPLING, SOURCES, VIDEO_SOURCES
 from .fetch import SourcePolicy
 from .image_processor import ImageProcessor
 from .load_image import check_number, expand_pages, flatten
+from .open_file import decode_base64
 from .tokenizer import Tokenizer
 from .video import PICTURES, Video, frames_as_pictures, held, load_video
-from .video_items import SAMPLING, VIDEO_SOURCES, as_frames
 from .view_plan import ViewPlan
 
 if TYPE_CHECKING:
@@ -124,10 +123,17 @@ class PromptEncoder:
 
     def with_videos(self, messages: Sequence[Mapping[str, Any]], policy: SourcePolicy) -> list[dict[str, Any]]:
         """The messages with their videos as the model takes them: their frames as pictures, each behind "Media-1: " and
-        so on. Raises `ImageError`, `PromptError`."""
+        so on, as the models learnt it. Raises `ImageError`, `PromptError`."""
         if not any(item["type"] == "video" for item in picture_items(messages)):
             return [dict(message) for message in messages]
-        return replace_videos(messages, policy, as_frames, iter(()))
+
+        def as_frames(video: Video) -> list[dict[str, Any]]:
+            items: list[dict[str, Any]] = []
+            for number, frame in enumerate(frames_as_pictures(video), 1):
+                items += [{"type": "text", "text": f"Media-{number}: "}, {"type": "image", "image": frame}]
+            return items
+
+        return replace_videos(messages, policy, as_frames)
 
     @property
     def frame_sampling(self) -> tuple[float, int, int]:
@@ -194,14 +200,12 @@ class PromptEncoder:
         patches, flat_plans = BatchFeature(), list[ViewPlan]()
         if any(pictures):
             patches, flat_plans = self.image_processor.encode(pictures, **image_overrides)
-            names = zip(markup.placeholders, ("image_token", "video_token"), strict=False)
-            known = [words.id_of(*each) for each in names]
+            known = list(map(words.id_of, markup.placeholders, ("image_token", "video_token")))
         else:
-            if image_overrides:
-                self.image_processor.configured(**image_overrides)  # refuses bad options also where no picture is
+            self.image_processor.configured(**image_overrides)  # refuses bad options also where no picture is
             known = words.convert_tokens_to_ids(markup.placeholders)
         rest = iter(flat_plans)
-        plans = [tuple(next(rest) for _ in sample) for sample in pictures]
+        plans = [tuple(itertools.islice(rest, len(sample))) for sample in pictures]
         return patches, plans, [expand(text, plan, markup) for text, plan in zip(texts, plans, strict=True)], known
 
 
@@ -246,14 +250,13 @@ class Expanded:
 def expand(text: str, plans: Sequence[ViewPlan], markup: ImageMarkup) -> Expanded:
     """Replaces the placeholders by the pictures' tokens, in order; `text` has as many as there are `plans`."""
     out: list[str] = []
-    ends, gained, position = [], [0], 0
+    ends, gained = [0], [0]
     for found, plan in zip(unmarked(*markup.placeholders).finditer(text), plans, strict=True):
         tokens = markup.expand(plan)
-        out += [text[position : found.start()], tokens]
-        position = found.end()
-        ends.append(position)
+        out += [text[ends[-1] : found.start()], tokens]
+        ends.append(found.end())
         gained.append(gained[-1] + len(tokens) - len(found[0]))
-    return Expanded("".join([*out, text[position:]]), tuple(ends), tuple(gained))
+    return Expanded("".join([*out, text[ends[-1] :]]), tuple(ends[1:]), tuple(gained))
 
 
 def assign_pictures(texts: Sequence[str], images: Any, *placeholders: str) -> list[list[Any]]:
@@ -262,17 +265,11 @@ def assign_pictures(texts: Sequence[str], images: Any, *placeholders: str) -> li
     wanted = [len(unmarked(*placeholders).findall(text)) for text in texts]
     tokens, videos = " or ".join(placeholders) or "image", " and videos" if len(placeholders) > 1 else ""
     nested = isinstance(images, (list, tuple)) and bool(images) and all(isinstance(i, (list, tuple)) for i in images)
-    if nested:
-        given = [flatten(entry) for entry in images]
-        if [len(entry) for entry in given] == wanted:
-            return given
-        counts: Any = [len(entry) for entry in given]
-    else:
-        pictures = [] if images is None else flatten(images)
-        if len(pictures) == sum(wanted):
-            ends = [sum(wanted[: i + 1]) for i in range(len(wanted))]
-            return [pictures[end - count : end] for end, count in zip(ends, wanted, strict=True)]
-        counts = [len(pictures)]
+    given = [flatten(entry) for entry in (images if nested else [[] if images is None else images])]
+    counts = [len(entry) for entry in given]
+    if counts == (wanted if nested else [sum(wanted)]):
+        rest = itertools.chain(*given)
+        return [list(itertools.islice(rest, count)) for count in wanted]
     if len(wanted) == len(counts) == 1:
         raise PromptError(
             f"the text has {counted(wanted[0], f'{tokens} placeholder')} for {counted(counts[0], 'picture')}{videos}; "
@@ -371,11 +368,14 @@ def _sources(item: Mapping[str, Any], policy: SourcePolicy) -> list[Any]:
 
 
 def replace_videos(
-    messages: Sequence[Mapping[str, Any]], policy: SourcePolicy, made: Callable[[Video], Any], rates: Iterator[Any]
+    messages: Sequence[Mapping[str, Any]],
+    policy: SourcePolicy,
+    made: Callable[[Video], Any],
+    rates: Iterable[Any] = (),
 ) -> list[dict[str, Any]]:
     """The messages with the items that are made of each video in place of its own; `rates` are the frames a second of
     videos that are lists or arrays. Raises `ImageError`, `PromptError`."""
-    replaced: list[list[Any]] = []
+    replaced, rest = list[list[Any]](), iter(rates)
     for item in picture_items(messages):
         if item["type"] != "video":
             replaced.append([item])
@@ -384,7 +384,7 @@ def replace_videos(
         if len(sources) != 1:
             raise PromptError(f"a video item holds {len(sources)} videos, expected one under 'video', 'url' or 'path'")
         sampling = {name: item.get(name) for name in SAMPLING}
-        replaced.append(made(load_video(sources[0], policy=policy, frame_rate=next(rates, None), **sampling)))
+        replaced.append(made(load_video(sources[0], policy=policy, frame_rate=next(rest, None), **sampling)))
     return with_items(messages, replaced)
 
 

@@ -2,7 +2,7 @@
 
 The environment is that of Hugging Face: blocks trimmed, loop controls, `raise_exception`, `strftime_now`, `tojson` that
 keeps order and characters, `{% generation %}` blocks. Templates are not trusted. They see plain data, the filters and
-methods of template_names.py, and nothing else of Python.
+methods that are named here, and nothing else of Python.
 
 Their work is metered: steps, calls, sizes of values, processor time. A template of a few lines can double a text forty
 times. So each value is measured when it is made, and what can make much of little is refused beforehand (`foresee`). A
@@ -29,8 +29,21 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context
 
 from ..errors import TemplateError, one_line
-from .template_names import ITEM_FILTERS, METHODS, TEXT_FILTERS
 
+TEXT_FILTERS = str.split(
+    "abs attr capitalize center count d default e escape filesizeformat first float forceescape format indent int"
+    " items last length lower random replace round safe string tojson trim truncate upper"
+)
+ITEM_FILTERS = str.split(  # these cut a text into letters or words
+    "batch dictsort groupby join list map max min reject rejectattr reverse select selectattr slice sort sum title"
+    " unique urlencode wordcount"
+)
+METHODS = str.split(  # of Python's own types
+    "capitalize casefold center copy count endswith find format get index isalnum isalpha isascii isdecimal isdigit"
+    " isidentifier islower isnumeric isprintable isspace istitle isupper items join keys ljust lower lstrip"
+    " partition removeprefix removesuffix replace rfind rindex rjust rpartition rsplit rstrip split splitlines"
+    " startswith strip swapcase title upper values zfill"
+)
 MAX_SOURCE = 2**18  # characters of a template; the longest published ones have some ten thousand
 MAX_SECONDS = 10.0  # of processor time
 MAX_CHARACTERS = 16_000_000  # of a text, and of all texts in a list or object
@@ -45,7 +58,7 @@ TOTALS = {
     "made characters": 16 * MAX_CHARACTERS,  # all may be kept
     "made values": 16 * MAX_VALUES,
 }
-CONTAINERS: tuple[Any, ...] = (list, tuple, dict, MappingProxyType, *map(type, ({}.keys(), {}.values(), {}.items())))
+CONTAINERS: Any = (list, tuple, dict, MappingProxyType, *map(type, ({}.keys(), {}.values(), {}.items())))
 _VALUE, _BIT = MAX_CHARACTERS // MAX_VALUES, MAX_CHARACTERS // MAX_BITS  # weights in characters
 
 
@@ -67,14 +80,10 @@ class Meter:
 
     def made(self, value: Any) -> Any:
         """Measures a new value. The values of an iterator are measured as they come."""
-        if isinstance(value, str):
-            self.count("made characters", len(value))
-        elif isinstance(value, CONTAINERS):
-            self.count("made values", len(value))
-        elif isinstance(value, Iterator):
+        if isinstance(value, Iterator):
             return self._each(value)
-        else:
-            self.count("made values")
+        amount = len(value) if isinstance(value, (str, CONTAINERS)) else 1
+        self.count("made characters" if isinstance(value, str) else "made values", amount)
         measure(value)
         return value
 
@@ -84,20 +93,9 @@ class Meter:
             yield self.made(value)
 
 
-class Size(NamedTuple):
-    """Counts of a value as the tree that it prints as. `printed`: about how many characters that are."""
-
-    characters: int
-    values: int
-    depth: int
-    printed: int
-
-
-def measure(value: Any) -> Size:
-    """The size of a value, which may be too large."""
-    if isinstance(value, str):
-        check_size(len(value))
-        return Size(len(value), 1, 1, len(value) + 4)
+def measure(value: Any) -> tuple[int, int, int]:
+    """About how many characters a value prints as, its values and their depth, counted as the tree that it prints as.
+    Raises `TemplateError` for too large a one."""
     characters = values = depth = 0
     level = [value]
     while level:
@@ -121,7 +119,7 @@ def measure(value: Any) -> Size:
             raise TemplateError(f"makes more than {MAX_DEPTH} lists or objects in each other")
         level = inner
     check_size(characters)
-    return Size(characters, values, depth, characters + 4 * values)
+    return characters + 4 * values, values, depth
 
 
 def check_size(characters: int) -> None:
@@ -136,10 +134,10 @@ def foresee(name: str, *arguments: Any, **named: Any) -> None:
 
 
 def _repeated(left: Any, right: Any) -> int:
-    for items, times in ((left, right), (right, left)):
-        if isinstance(items, (str, list, tuple)) and isinstance(times, int):
-            return len(items) * times * (1 if isinstance(items, str) else _VALUE)
-    return 0
+    items, times = (right, left) if isinstance(left, int) else (left, right)
+    if not isinstance(items, (str, list, tuple)) or not isinstance(times, int):
+        return 0
+    return len(items) * times * (1 if isinstance(items, str) else _VALUE)
 
 
 def _formatted(form: Any, *values: Any, **named: Any) -> int:
@@ -148,7 +146,7 @@ def _formatted(form: Any, *values: Any, **named: Any) -> int:
     widths = [int(digits) for digits in re.findall(r"\d+", form)]
     if re.search(r"\*|\{[^{}]*\{", form):
         widths += [abs(value) for value in given if isinstance(value, int)]
-    most = max([400, *widths, *(measure(value).printed for value in given)])
+    most = max([400, *widths, *(measure(value)[0] for value in given)])
     return len(form) + (form.count("%") + form.count("{")) * most
 
 
@@ -173,7 +171,7 @@ GROWTH: dict[str, Callable[..., int]] = {  # operators, filters and methods: the
     "format": _formatted,
     ".format": _formatted_by_braces,
     "indent": lambda text, width=4, *_, **__: (len(str(text)) + 1) * (len(width) if isinstance(width, str) else width),
-    "join": lambda items, d="", attribute=None: measure(items).printed + len(items) * measure(d).printed,
+    "join": lambda items, d="", attribute=None: measure(items)[0] + len(items) * measure(d)[0],
     "replace": _replaced,
     "round": lambda value, precision=0, method="common": _VALUE * abs(precision),
     "slice": lambda items, slices, fill_with=None: _VALUE * slices,
@@ -246,20 +244,18 @@ class _Metering(visitor.NodeTransformer):
             return nodes.Filter(value, name, [], [], None, None, lineno=node.lineno)
 
         super().generic_visit(node)
-        if isinstance(node, (nodes.For, nodes.Macro)):
-            literal = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-            node.body.insert(0, nodes.ExprStmt(filtered(nodes.Const(literal), "step"), lineno=node.lineno))
-            if isinstance(node, nodes.For) and node.test is not None:  # which rounds are left out
-                node.test = filtered(node.test, "made")
-        elif isinstance(node, nodes.Getitem) and not isinstance(node.arg, (nodes.Const, nodes.Slice)):
-            node.arg = filtered(node.arg, "made")  # a large key takes long to hash
-        elif isinstance(node, nodes.Concat):
-            return filtered(nodes.List(node.nodes, lineno=node.lineno), "join")
-        elif (
-            isinstance(node, (nodes.List, nodes.Tuple, nodes.Dict, nodes.Compare))
-            or (isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice))
-        ) and getattr(node, "ctx", "load") == "load":
-            return filtered(node, "made")
+        match node:
+            case nodes.For() | nodes.Macro():
+                literal = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
+                node.body.insert(0, nodes.ExprStmt(filtered(nodes.Const(literal), "step"), lineno=node.lineno))
+                if isinstance(node, nodes.For) and node.test is not None:  # which rounds are left out
+                    node.test = filtered(node.test, "made")
+            case nodes.Concat():
+                return filtered(nodes.List(node.nodes, lineno=node.lineno), "join")
+            case nodes.Getitem(arg=arg) if not isinstance(arg, (nodes.Const, nodes.Slice)):
+                node.arg = filtered(arg, "made")  # a large key takes long to hash
+            case nodes.Getitem(arg=nodes.Slice()) | nodes.List() | nodes.Tuple() | nodes.Dict() | nodes.Compare():
+                return filtered(node, "made") if getattr(node, "ctx", "load") == "load" else node
         return node
 
 
@@ -303,10 +299,9 @@ class _Namespace(utils.Namespace):
     """`namespace(...)` without names that begin with an underscore, as in the reference. It prints nothing that it
     holds."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:  # any name may be a keyword, `self` too
-        self, *rest = args
-        utils.Namespace.__init__(self)
-        for name, value in dict(*rest, **kwargs).items():
+    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        for name, value in dict(*args, **kwargs).items():
             self[name] = value
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -322,7 +317,6 @@ def _metered(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     """A filter or test that counts as a call and is measured before and after. While a template is compiled there is no
     meter, so that jinja2 computes nothing beforehand."""
     skipped = int(hasattr(original, "jinja_pass_arg"))  # a context or the like comes first
-    growth = GROWTH.get(name)
 
     @functools.wraps(original)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -333,24 +327,24 @@ def _metered(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
             raise TemplateError(f"gives a text of more than {MAX_VALUES:,} characters to {name!r}")
         if name == "join":
             value = list(value)
-        if growth is not None:
-            check_size(growth(value, *given, **kwargs))
+        foresee(name, value, *given, **kwargs)
         return meter.made(original(*args[:skipped], value, *given, **kwargs))
 
     return run
 
 
-@jinja2.pass_context
+@jinja2.pass_context  # which keeps jinja2 from printing constants while it compiles
 def _show(context: Context, value: Any) -> Any:
     """Every value that is printed comes through here."""
-    _METER.get().count("printed characters", measure(value).printed)
+    _METER.get().count("printed characters", measure(value)[0])
     return value
 
 
 def _step(literal: int) -> None:
     """A loop round or macro call that prints so many characters of the template's own."""
-    _METER.get().count("steps")
-    _METER.get().count("printed characters", literal)
+    meter = _METER.get()
+    meter.count("steps")
+    meter.count("printed characters", literal)
 
 
 def _raise_exception(message: str) -> None:
@@ -367,9 +361,9 @@ def tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     """JSON as chat templates expect it: order and characters kept, nothing escaped for HTML, ", " and ": " between."""
-    characters, values, depth, _ = measure(value)
+    printed, values, depth = measure(value)
     width = len(indent) if isinstance(indent, str) else indent or 0
-    check_size(characters + values * (depth * width + max([2, *map(len, separators or ())])))
+    check_size(printed + values * (depth * width + max([2, *map(len, separators or ())])))
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -61,7 +61,7 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
-        """Reads tokenizer.json, tokenizer_config.json and special_tokens_map.json. Raises `TokenizerError`."""
+        """Raises `TokenizerError`."""
         backend, config, path = tokenizer_backend.read(Path(folder))
         tokenizer = cls(backend, config, str(path))
         tokenizer.folder = Path(folder)
@@ -233,10 +233,8 @@ class Tokenizer:
         pad_to_multiple_of: int | None = None,
         return_tensors: str | None = None,
     ) -> BatchFeature:
-        """ "input_ids" and "attention_mask" of a text or of several.
+        """ "input_ids" and "attention_mask" of a text or of several; keywords as in `TextOptions`.
 
-        `padding`: False, True or "longest", or "max_length" (to `max_length`); the length is rounded up to a multiple
-        of `pad_to_multiple_of`. `truncation` cuts to `max_length`.
         With `return_tensors="np"` int64 arrays (samples, length), else lists (of a single text, its own list).
         Raises `OptionError`, `TokenizerError`.
         """

@@ -34,21 +34,17 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 def read(folder: Path) -> tuple[Backend, dict[str, Any], Path]:
     """The tokenizer of a folder with all added tokens, the content of special_tokens_map.json and
     tokenizer_config.json, which wins, and the path of tokenizer.json. Raises `TokenizerError`."""
-    path = folder / "tokenizer.json"
+    path, config = folder / "tokenizer.json", dict[str, Any]()
     try:
         text = read_text(path, MAX_BYTES)
-    except ConfigError as error:
-        raise TokenizerError(str(error)) from None
-    backend = _parsed(text, path)
-    config: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        try:
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):
             if (folder / name).is_file():
                 data = read_json(folder / name)
                 config.update({key: value for key, value in data.items() if value is not None})
-        except ConfigError as error:
-            raise TokenizerError(str(error)) from None
-    return _with_stated_tokens(backend, text, path, config), config, path
+        stated = _stated_tokens(folder, config)
+    except ConfigError as error:
+        raise TokenizerError(str(error)) from None
+    return _with_stated_tokens(text, path, stated), config, path
 
 
 def check(backend: Backend, where: str) -> None:
@@ -94,12 +90,9 @@ def _parsed(text: str, path: Path) -> Backend:
         raise TokenizerError(f"{path}: not a tokenizer file ({first_line(error)}); {AGAIN}") from None
 
 
-def _with_stated_tokens(backend: Backend, text: str, path: Path, config: Mapping[str, Any]) -> Backend:
-    """A tokenizer, read from `text`, with the added tokens that stand in the files beside it."""
-    try:
-        stated = _stated_tokens(path.parent, config)
-    except ConfigError as error:
-        raise TokenizerError(str(error)) from None
+def _with_stated_tokens(text: str, path: Path, stated: Mapping[str, tuple[int, Mapping[str, bool]]]) -> Backend:
+    """The tokenizer of `text` with the added tokens that are stated beside it."""
+    backend = _parsed(text, path)
     added = {token.content: id for id, token in backend.get_added_tokens_decoder().items()}
     new = {content: flags for content, (_, flags) in stated.items() if content not in added}
     unknown = {content: stated[content][0] for content in new if backend.token_to_id(content) is None}
@@ -129,15 +122,8 @@ def check_panic(error: BaseException, what: str) -> None:
 
 
 def _stated_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, tuple[int, dict[str, bool]]]:
-    """Tokens to their ids and flags (`FLAGS`, those that are stated).
-
-    Args:
-        folder: where added_tokens.json may be.
-        config: the content of tokenizer_config.json.
-
-    Raises:
-        ConfigError, TokenizerError: a file is damaged, or an entry is no token with an id.
-    """
+    """Tokens in added_tokens.json and tokenizer_config.json (`config`) to their ids and flags (`FLAGS`, those that are
+    stated). Raises `ConfigError`, `TokenizerError`."""
     entries: list[tuple[str, Any, Any]] = []
     file, table = folder / "added_tokens.json", config.get("added_tokens_decoder")
     if file.is_file():

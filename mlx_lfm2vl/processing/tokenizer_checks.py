@@ -16,8 +16,11 @@ from ..config import shown
 
 NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD", "ByteLevel")  # none of them makes a text longer without bound
 MAX_PIECES = 32  # of a template around a text
-_REPEATS = re.compile(r"[*+]|\{(\d*)(,?)(\d*)\}")
-_ATOM = re.compile(r"\\[pP]\{[^}]*\}|\\.|\[|.", re.DOTALL)
+MAX_PATTERN = 10_000  # characters; the longest published ones have some hundred
+_ESCAPE = re.compile(r"\\[pP]\{[^}]*\}|\\.", re.S)
+_CLASS = re.compile(r"\[\^?\]?[^\[\]]*\]")
+_GROUP = re.compile(r"\(\??([^()]*)\)([*+]|\{\d*,?\d*\})?")
+_LOOSE = re.compile(r"[*+?|]|\{\d*,")
 
 
 def check_normalizer(step: Mapping[str, Any] | None) -> None:
@@ -31,7 +34,10 @@ def check_patterns(step: Mapping[str, Any] | None) -> None:
     """Patterns of pre-tokenizers that take polynomial time."""
     for one in _steps(step, "pretokenizers"):
         pattern = one.get("pattern")
-        if isinstance(pattern, Mapping) and isinstance(pattern.get("Regex"), str) and takes_long(pattern["Regex"]):
+        regex = str(pattern.get("Regex", "")) if isinstance(pattern, Mapping) else ""
+        if len(regex) > MAX_PATTERN:
+            raise ValueError(f"a pattern has {len(regex):,} characters")
+        if takes_long(regex):
             raise ValueError("a pattern repeats a group that repeats or chooses itself, which may take for ever")
 
 
@@ -53,53 +59,24 @@ def check_post_processor(step: Mapping[str, Any] | None, knows: Callable[[str], 
 
 def _steps(step: Mapping[str, Any] | None, inner: str) -> Iterator[Mapping[str, Any]]:
     """A step, or those of a sequence."""
-    if step is None:
-        return
-    if step.get("type") == "Sequence":
+    if step is not None and step.get("type") == "Sequence":
         for one in step.get(inner) or ():
             yield from _steps(one, inner)
-    else:
+    elif step is not None:
         yield step
 
 
 def takes_long(pattern: str) -> bool:
     """Whether a group that is repeated holds a repetition, an option or a choice, as `(a+)+` and `(a|aa)*` do: such a
     pattern can need exponential time. Exact counts, `(\\d{3})*`, are no repetition."""
-    loose = [False]  # of the whole pattern and each open group: whether its parts can match in several ways
-    at = 0
-    while at < len(pattern):
-        atom = _ATOM.match(pattern, at)
-        assert atom is not None
-        at, closed = atom.end(), False
-        match atom[0]:
-            case "[":
-                at = _class_end(pattern, at)
-            case "(":
-                loose.append(False)
-                if pattern.startswith("?", at):
-                    at += 1
-                continue
-            case ")" if len(loose) > 1:
-                closed = loose.pop()
-                loose[-1] |= closed
-            case "|" | "?":
-                loose[-1] = True
-                continue
-        if repeat := _REPEATS.match(pattern, at):
-            at = repeat.end()
-            exact = repeat[1] is not None and not repeat[2]
-            if closed and repeat[0] not in ("{1}", "{0,1}"):
-                return True
-            loose[-1] |= not exact
+    bare = _ESCAPE.sub("x", pattern)
+    while _CLASS.search(bare):
+        bare = _CLASS.sub("x", bare)
+    while group := _GROUP.search(bare):  # from within outwards
+        inner, repeat = group[1], group[2] or ""
+        loose = _LOOSE.search(inner) is not None  # its parts can match in several ways
+        if loose and repeat not in ("", "{1}", "{0,1}"):
+            return True
+        loose |= repeat in ("*", "+") or "," in repeat
+        bare = f"{bare[: group.start()]}{'x*' if loose else 'x'}{bare[group.end() :]}"
     return False
-
-
-def _class_end(pattern: str, at: int) -> int:
-    """The place behind a character class whose `[` stands before `at`."""
-    at += pattern.startswith("^", at)
-    at += pattern.startswith("]", at)
-    depth = 1
-    while at < len(pattern) and depth:
-        depth += {"[": 1, "]": -1}.get(pattern[at], 0)
-        at += 2 if pattern[at] == "\\" else 1
-    return at

@@ -146,7 +146,7 @@ def _opened(video: Any, frame_rate: float | None, policy: SourcePolicy) -> Video
 
         return Video("the list of frames", len(pictures), _rate(frame_rate, "the list of frames"), read=listed)
     with opened(video, policy, "video") as file:
-        label = str(file.label)
+        label = file.label
         if file.is_pdf():
             raise ImageError(f"{label}: is a PDF document, not a video; give it as a picture{AS_PICTURE}")
         start = file.file.read(16)
@@ -161,13 +161,13 @@ def _opened(video: Any, frame_rate: float | None, policy: SourcePolicy) -> Video
 
 
 def _file(file: BinaryIO, label: str, source: Any, policy: SourcePolicy) -> Video:
-    known = video_file.probe(file, label, policy)
+    count, rate = video_file.probe(file, label, policy)
 
     def read(wanted: Sequence[int]) -> Iterator[Image.Image]:
         with opened(source, policy, "video") as again:
             yield from video_file.frames(again.file, label, wanted, policy)
 
-    return Video(label, known.frames, known.frame_rate, read=read)
+    return Video(label, count, rate, read=read)
 
 
 def _animation(file: BinaryIO, label: str, source: Any, policy: SourcePolicy) -> Video:

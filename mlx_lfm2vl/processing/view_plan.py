@@ -1,7 +1,8 @@
-"""`ViewPlan`: the views that a picture becomes, and the image tokens that they make."""
+"""`ViewPlan`: the views that a picture becomes, and the image tokens that they make; for every family."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -39,3 +40,24 @@ class VideoPlan(ViewPlan):
     """The views of a video, one for each group of frames that become one; `times` are theirs, in seconds."""
 
     times: tuple[float, ...] = ()
+
+
+def within(
+    size: tuple[int, int],
+    rounded: tuple[int, int],
+    cell: int,
+    least: int,
+    most: int,
+    frames: tuple[int, int] = (1, 1),
+) -> tuple[int, int]:
+    """The `rounded` size (height, width) of a picture or of a video's frames if its area is between the bounds, else
+    `size` scaled to the nearer one, in multiples of `cell`, as near its aspect ratio as they allow. `frames`: of so
+    many, and of so many rounded, the areas count together."""
+    (height, width), (high, wide), (count, long) = size, rounded, frames
+    if long * high * wide > most:
+        shrink = math.sqrt(count * height * width / most)
+        high, wide = (max(cell, math.floor(side / shrink / cell) * cell) for side in size)
+    elif long * high * wide < least:
+        grow = math.sqrt(least / (count * height * width))
+        high, wide = (math.ceil(side * grow / cell) * cell for side in size)
+    return high, wide

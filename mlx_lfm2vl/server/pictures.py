@@ -5,10 +5,16 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from ..errors import ImageError
-from ..processing.addresses import data_bytes, decode_base64
 from ..processing.fetch import SourcePolicy
 from ..processing.not_pictures import VIDEO_SUFFIXES
-from ..processing.open_file import LabelledAddress, LabelledBytes, scheme, split_selection
+from ..processing.open_file import (
+    LabelledAddress,
+    LabelledBytes,
+    data_bytes,
+    decode_base64,
+    scheme,
+    split_selection,
+)
 from ..processing.processor import Lfm2VlProcessor
 from .fields import Fields
 from .limits import Limits

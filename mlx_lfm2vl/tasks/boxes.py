@@ -21,9 +21,8 @@ from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest
 from . import answer_json
 from .forms import box_form
-from .geometry import Size, to_box
 from .recipes import BoxRecipe
-from .results import Box, Point
+from .results import Box, Point, Size, to_box
 from .task import Result, Task
 
 

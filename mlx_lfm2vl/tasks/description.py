@@ -9,7 +9,7 @@ from typing import ClassVar
 from PIL import Image
 
 from ..generation.request import GenerationRequest
-from .geometry import Size
+from .results import Size
 from .task import Task, together
 
 

@@ -3,12 +3,13 @@ stands on a plate of its colour, in black or white, whichever contrasts more."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -50,14 +51,12 @@ def draw_boxes(image: Any, boxes: Box | Sequence[Box], *, scale: int | None = No
     Raises:
         ImageError, OptionError
     """
-    marks = [_mark(box, box.edges) for box in _several("boxes", boxes, Box)]
-    return _drawn(image, marks, scale, round_marks=False)
+    return _drawn(image, _marks("boxes", boxes, Box), scale, round_marks=False)
 
 
 def draw_points(image: Any, points: Point | Sequence[Point], *, scale: int | None = None) -> Image.Image:
     """As `draw_boxes`, with a ring around each point. Labels stand beside their rings."""
-    marks = [_mark(point, (point.x, point.y, point.x, point.y)) for point in _several("points", points, Point)]
-    return _drawn(image, marks, scale, round_marks=True)
+    return _drawn(image, _marks("points", points, Point), scale, round_marks=True)
 
 
 def enlargement(size: tuple[int, int]) -> int:
@@ -67,29 +66,25 @@ def enlargement(size: tuple[int, int]) -> int:
 
 
 Mark = tuple[str, tuple[float, float, float, float]]  # a label, and left, top, right, bottom
-Kind = TypeVar("Kind", Box, Point)
 
 
-def _several(name: str, given: Any, kind: type[Kind]) -> list[Kind]:
+def _marks(name: str, given: Any, kind: type[Box] | type[Point]) -> list[Mark]:
     """The boxes or points to be drawn, of which one may be given alone. Raises `OptionError`."""
-    marks = [given] if isinstance(given, kind) else list(given) if isinstance(given, Iterable) else None
-    if marks is None:
+    things = [given] if isinstance(given, kind) else given
+    if not isinstance(things, Iterable):
         raise OptionError(f"{name} is {type(given).__name__}, expected a list of {kind.__name__}")
-    for mark in marks:
-        if not isinstance(mark, kind):
-            raise OptionError(f"{name} holds {type(mark).__name__}, expected {kind.__name__}")
-    return marks
-
-
-def _mark(thing: Box | Point, edges: tuple[float, float, float, float]) -> Mark:
-    """Raises `OptionError` for a place that is no place."""
-    try:
-        finite = all(map(math.isfinite, edges))
-    except TypeError:
+    marks = []
+    for thing in things:
+        if not isinstance(thing, kind):
+            raise OptionError(f"{name} holds {type(thing).__name__}, expected {kind.__name__}")
+        edges = thing.edges if isinstance(thing, Box) else (thing.x, thing.y, thing.x, thing.y)
         finite = False
-    if not finite:
-        raise OptionError(f"{thing!r} cannot be drawn: its place is no finite numbers")
-    return thing.label, edges
+        with contextlib.suppress(TypeError):
+            finite = all(map(math.isfinite, edges))
+        if not finite:
+            raise OptionError(f"{thing!r} cannot be drawn: its place is no finite numbers")
+        marks.append((thing.label, edges))
+    return marks
 
 
 def _drawn(image: Any, marks: list[Mark], scale: int | None, round_marks: bool) -> Image.Image:
@@ -101,23 +96,25 @@ def _drawn(image: Any, marks: list[Mark], scale: int | None, round_marks: bool) 
     canvas = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
     line = max(1, min(round(max(canvas.size) / 320), min(canvas.size) // 60))
     size = max(11, min(round(max(canvas.size) / 45), round(min(canvas.size) / 8)))
+    margin = max(2, size // 4)  # between a plate's edge and its letters
     names = list(dict.fromkeys(label for label, _ in marks))
     colours = [COLOURS[names.index(label) % len(COLOURS)] for label, _ in marks]
     radius = 4 * line if round_marks else 0
     outlines = [_on_canvas(edges, scale, radius, canvas.size) for _, edges in marks]
     pen = ImageDraw.Draw(canvas)
-    for number in sorted(range(len(marks)), key=lambda number: -_area(outlines[number])):  # small ones above large ones
+    areas = [(right - left) * (bottom - top) for left, top, right, bottom in outlines]
+    for number in sorted(range(len(marks)), key=lambda number: -areas[number]):  # small ones above large ones
         _outline(pen.ellipse if round_marks else pen.rectangle, outlines[number], colours[number], line)
-    rims = [_rim(outline, line) for outline in outlines] if round_marks else outlines
+    rim = line if round_marks else 0  # the outermost line of a ring
+    rims = [(left - rim, top - rim, right + rim, bottom + rim) for left, top, right, bottom in outlines]
     room = canvas.width, canvas.height - 2 * (radius + line) * round_marks  # a plate finds place beside its ring
-    texts = [_fitted(label, size, room) for label, _ in marks]
+    texts = [_fitted(label, size, margin, room) for label, _ in marks]
     shown = [number for number, (text, _, _) in enumerate(texts) if text]
     places = place_labels(canvas.size, [rims[n] for n in shown], [texts[n][2] for n in shown], round_marks)
     for number, place in zip(shown, places, strict=True):
         text, font, _ = texts[number]
         ink = max(("#000000", "#ffffff"), key=lambda tint: contrast(tint, colours[number]))
         pen.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=colours[number], outline=ink)
-        margin = _margin(size)
         start = place[0] + margin - font.getbbox(text)[0], place[1] + margin - font.getbbox(_HIGH_AND_LOW)[1]
         pen.text(start, text, fill=ink, font=font)
     return canvas
@@ -151,15 +148,6 @@ def _on_canvas(edges: tuple[float, float, float, float], scale: int, radius: int
     return left, top, min(max(right + radius, left + 1), size[0]), min(max(bottom + radius, top + 1), size[1])
 
 
-def _rim(outline: Rectangle, line: int) -> Rectangle:
-    """An outline with its outermost line."""
-    return outline[0] - line, outline[1] - line, outline[2] + line, outline[3] + line
-
-
-def _area(box: Rectangle) -> int:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
 def _outline(draw: Callable[..., None], box: Rectangle, colour: str, line: int) -> None:
     """Lines around a box by a method of `ImageDraw`, from outside in: black, its colour twice as wide, white."""
     left, top, right, bottom = box
@@ -170,15 +158,10 @@ def _outline(draw: Callable[..., None], box: Rectangle, colour: str, line: int) 
             draw(edges, outline=tint, width=width)
 
 
-def _margin(size: int) -> int:
-    """Pixels between a plate's edge and its letters."""
-    return max(2, size // 4)
-
-
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def _fitted(label: str, size: int, room: tuple[int, int]) -> tuple[str, Font, tuple[int, int]]:
+def _fitted(label: str, size: int, margin: int, room: tuple[int, int]) -> tuple[str, Font, tuple[int, int]]:
     """The text of a label that fits into the picture, maybe none, its font, and width and height of its plate."""
     text = "".join(character if character.isprintable() else " " for character in label).strip()
     text = text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 3].rstrip()}..."
@@ -186,7 +169,7 @@ def _fitted(label: str, size: int, room: tuple[int, int]) -> tuple[str, Font, tu
     _, top, _, bottom = font.getbbox(_HIGH_AND_LOW)
     while text:
         left, _, right, low = font.getbbox(text)
-        plate = round(right - left) + 2 * _margin(size), round(max(bottom, low) - top) + 2 * _margin(size)
+        plate = round(right - left) + 2 * margin, round(max(bottom, low) - top) + 2 * margin
         if plate[0] <= room[0] and 2 * plate[1] <= room[1]:  # a plate hides at most half of a picture's height
             return text, font, plate
         text = text.removesuffix("...")[:-1]

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import OptionError
-from .geometry import Size
-from .results import Box, Point, Region
+from .results import Box, Point, Region, Size
 
 COLUMNS = ("image", "label", "left", "top", "right", "bottom")
 

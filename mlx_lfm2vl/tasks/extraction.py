@@ -19,7 +19,7 @@ from ..constraints.response_format import ResponseFormat
 from ..errors import AnswerError, OptionError
 from ..generation.request import GenerationRequest
 from . import answer_json
-from .geometry import Size
+from .results import Size
 from .task import Task, together
 
 Schema = Mapping[str, Any]

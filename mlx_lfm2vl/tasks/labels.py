@@ -63,11 +63,9 @@ def _within(size: tuple[int, int], place: Rectangle) -> Rectangle:
 
 def _covered(place: Rectangle, others: Sequence[Rectangle]) -> int:
     """The area of other rectangles that a place covers."""
-    return sum(_common(place, other) for other in others)
-
-
-def _common(one: Rectangle, other: Rectangle) -> int:
-    """The area that both cover."""
-    wide = min(one[2], other[2]) - max(one[0], other[0])
-    high = min(one[3], other[3]) - max(one[1], other[1])
-    return max(0, wide) * max(0, high)
+    area = 0
+    for other in others:
+        wide = min(place[2], other[2]) - max(place[0], other[0])
+        high = min(place[3], other[3]) - max(place[1], other[1])
+        area += max(0, wide) * max(0, high)
+    return area

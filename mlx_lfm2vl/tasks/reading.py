@@ -14,9 +14,8 @@ from ..errors import AnswerError, AnswerWarning
 from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest
 from .forms import layout_form
-from .geometry import Size, to_box
 from .recipes import LayoutRecipe
-from .results import Region
+from .results import Region, Size, to_box
 from .task import Task
 
 _NUMBER = r" *(-?\d{1,9}) *"

@@ -3,7 +3,10 @@ and y down, right and bottom edges are exclusive. `image` is the picture's place
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+Size = tuple[int, int]  # width, height of an upright picture, in pixels
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,17 @@ class Box:
         if self.image != other.image or wide <= 0 or high <= 0:
             return 0.0
         return wide * high / (self.width * self.height + other.width * other.height - wide * high)
+
+
+def to_box(label: str, corners: Sequence[float], scale: float, size: Size, image: int = 0) -> Box | None:
+    """The box of (left, top, right, bottom) from 0 to `scale`. Corners in another order are put in order, what lies
+    beyond the picture is cut off; None if nothing is left of it. Whether the model saw the whole picture or tiles of
+    it, a share of its width and height is the same place."""
+    (left, right), (top, bottom) = (
+        sorted(min(max(corner / scale, 0.0), 1.0) * side for corner in pair)
+        for pair, side in zip((corners[0::2], corners[1::2]), size, strict=True)
+    )
+    return Box(label, left, top, right, bottom, image) if left < right and top < bottom else None
 
 
 @dataclass(frozen=True)

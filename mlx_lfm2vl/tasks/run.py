@@ -16,10 +16,9 @@ from ..processing.processor import Lfm2VlProcessor
 from .boxes import DetectTask, PointTask
 from .description import DescribeTask
 from .extraction import ExtractTask
-from .geometry import Size
 from .reading import ReadTask
 from .recipes import Recipe, choose
-from .results import Box, Point, Region
+from .results import Box, Point, Region, Size
 from .task import Task, size
 
 Result = TypeVar("Result")

@@ -27,8 +27,8 @@ from ..processing.fetch import DEFAULT_POLICY, SourcePolicy
 from ..processing.image_processor import Lfm2VlImageProcessor
 from ..processing.load_image import load_image, pages_of
 from ..processing.open_file import LabelledBytes
-from .geometry import Size
 from .recipes import Recipe
+from .results import Size
 
 Result = TypeVar("Result")
 CUT_OFF = "the answer was cut off by max_tokens; raise it"
@@ -79,12 +79,18 @@ class Task(ABC, Generic[Result]):
 
     def parse_by_sizes(self, sizes: Sequence[Size], answers: Sequence[str | Completion]) -> Result:
         """`parse`, where the requests are no longer kept. `sizes`: what `size` says of each."""
-        found = texts(sizes, answers)
+        if len(sizes) != len(answers):
+            raise OptionError(f"{counted(len(answers), 'answer')} for {counted(len(sizes), 'request')}; give one each")
+        for answer in answers:
+            if isinstance(answer, Completion) and answer.error is not None:
+                raise answer.error
+            if isinstance(answer, Completion) and answer.finish_reason in ("cancelled", "deadline"):
+                raise AnswerError(f"the answer was stopped ({answer.finish_reason}) before it was whole")
         cut = any(isinstance(answer, Completion) and answer.finish_reason == "length" for answer in answers)
         if cut and not self.partial:
             raise AnswerError(CUT_OFF)
         try:
-            made = self.result(sizes, found)
+            made = self.result(sizes, [each.text if isinstance(each, Completion) else each for each in answers])
         except AnswerError as error:
             if cut:
                 raise AnswerError(f"{CUT_OFF} ({error})") from None
@@ -166,23 +172,6 @@ def _configured(config: ImageProcessorConfig | None, overrides: Mapping[str, Any
 def size(request: GenerationRequest) -> Size:
     """Width and height of the first picture of a request; (0, 0) where its pictures stand in its messages."""
     return request.images[0].size if request.images else (0, 0)
-
-
-def texts(sizes: Sequence[Size], answers: Sequence[str | Completion]) -> list[str]:
-    """The texts of answers, one a request. Raises the error of one that has failed, and `AnswerError` for one that was
-    stopped."""
-    if len(sizes) != len(answers):
-        raise OptionError(f"{counted(len(answers), 'answer')} for {counted(len(sizes), 'request')}; give one each")
-    found = []
-    for answer in answers:
-        if isinstance(answer, Completion):
-            if answer.error is not None:
-                raise answer.error
-            if answer.finish_reason in ("cancelled", "deadline"):
-                raise AnswerError(f"the answer was stopped ({answer.finish_reason}) before it was whole")
-            answer = answer.text
-        found.append(answer)
-    return found
 
 
 def together(

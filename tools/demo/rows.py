@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mlx_lfm2vl.tasks.geometry import to_box
+from mlx_lfm2vl.tasks.results import to_box
 
 from . import tasks, tasks_more
 from .tasks import Sample
