@@ -50,8 +50,9 @@ from . import (
     verify,
 )
 from .interrupt import defer_sigint
-from .options import PROGRAM, Parser, as_typed, note, print_error
+from .options import Parser, as_typed
 from .shared_model import run_shared
+from .stderr import PROGRAM, note, print_error
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)  # of a stdout that takes no more
 COMMANDS = {
@@ -207,6 +208,6 @@ def build_parser() -> Parser:
     topic.add_argument("topic", nargs="?", choices=("help", *COMMANDS), metavar="COMMAND", help="without one: all")
     for name, module in COMMANDS.items():
         command = commands.add_parser(name, help=module.SUMMARY, description=module.DESCRIPTION)
+        command.set_defaults(parser=command, group=None, lead=None, kv_bits=None, verbose=False)
         module.add_arguments(command)
-        command.set_defaults(parser=command)
     return parser

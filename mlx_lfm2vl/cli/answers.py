@@ -22,8 +22,8 @@ from typing import Any
 from .. import Completion, OptionError, OutputError
 from ..config.files import lock
 from ..errors import counted
-from .options import note
 from .rows import RESULT, Row
+from .stderr import note
 
 REMEDY = "choose another --output, or --overwrite"
 OTHER_SETTINGS = "was made with another model, prompt or other options"

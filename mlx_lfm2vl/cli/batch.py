@@ -8,21 +8,11 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from ..errors import counted
-from .argument_types import whole
-from .decoding import add_decoding
-from .inputs import DEFAULT_PROMPT, add_control_tokens, add_prompt, read_prompt
-from .options import (
-    add_model,
-    add_pictures,
-    add_sampling,
-    chosen_model,
-    note,
-    picture_overrides,
-    sampling_options,
-)
-from .tasks import add_recipe
-from .videos import add_fps
-from .vision_cache import add_vision_cache
+from .chosen import picture_overrides, sampling_options
+from .default_model import default_model
+from .inputs import DEFAULT_PROMPT, read_prompt
+from .options import add, add_decoding, add_model, add_pictures, add_prompt, add_sampling
+from .stderr import Bars, note
 
 if TYPE_CHECKING:
     from .ranks import Ranks
@@ -63,20 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recursive", action="store_true", help="also the pictures of a folder's subfolders")
     add_model(parser)
     add_prompt(parser, f"{DEFAULT_PROMPT!r}; a row's own prompt comes first")
-    parser.add_argument(
-        "--batch-size", type=whole(1), default=8, metavar="N", help="rows answered together, 1 or more (default: 8)"
-    )
-    add_fps(parser)
+    add(parser, "--batch-size", "--fps")
     parser.add_argument(
         "--task",
         choices=("detect", "point", "read", "extract", "describe"),
         help="do this about each picture: rows get a typed result; --prompt, or a row's, names what to find",
     )
-    add_recipe(parser)
-    add_control_tokens(parser)
+    add(parser, "--recipe", "--control-tokens")
     add_sampling(parser, None)
     add_decoding(parser)
-    add_vision_cache(parser)
+    add(parser, "--vision-cache")
     add_pictures(parser)
 
 
@@ -123,7 +109,7 @@ def _answer(args: argparse.Namespace) -> int:
     chosen |= {"fps": args.fps} if args.fps else {}
     chosen |= {"task": args.task, "recipe": args.recipe} if args.task else {}
     chosen |= {"adapter": settings(args.adapter, None, {})} if args.adapter else {}
-    digest = settings(chosen_model(args), args.revision, chosen)
+    digest = settings(default_model()[0] if args.model is None else args.model, args.revision, chosen)
     if group is None:
         return _write(args, rows, digest)
     from ..distributed.links import Came, connect
@@ -149,7 +135,6 @@ def _write(args: argparse.Namespace, rows: Rows, digest: str, ranks: Ranks | Non
     from .answers import Output, line_of
     from .in_order import InOrder
     from .interrupt import Interrupt
-    from .progress import Bars
     from .rank_interrupt import RankInterrupt
     from .row_answers import RowAnswers
 

@@ -7,9 +7,9 @@ import json
 import re
 from pathlib import Path
 
-from .argument_types import whole
-from .default_model import default_model
-from .options import add_adapter, add_revision, note
+from .chosen import name_model
+from .options import add, whole
+from .stderr import Bars, note
 
 SUMMARY = "measure a model's speed on this machine"
 DESCRIPTION = """\
@@ -44,8 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder, hub repository or 'demo', the small bundled model (default: as `generate`)",
     )
     model.add_argument("--model", metavar="MODEL", help="the same, by an option")
-    add_adapter(parser)
-    add_revision(parser)
+    add(parser, "--adapter", "--revision")
     parser.add_argument(
         "--sizes",
         nargs="*",
@@ -85,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against", metavar="FILE", help="also compare with an earlier run, which --json wrote into a file"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    add(parser, "--json")
     parser.add_argument("--plot", metavar="FILE", help="also draw the times into a .png, .pdf or .svg file")
 
 
@@ -95,7 +94,6 @@ def run(args: argparse.Namespace) -> int:
     from ..benchmark.measure import Plan, benchmark
     from ..errors import OptionError
     from .interrupt import Interrupt
-    from .progress import Bars
 
     file = None if args.plot is None else Path(args.plot).expanduser()
     if file is not None:
@@ -103,10 +101,7 @@ def run(args: argparse.Namespace) -> int:
     earlier = None if args.against is None else against.read(Path(args.against).expanduser())
     if earlier is not None and args.json:
         raise OptionError("--against compares in the table; leave --json out")
-    name = args.model
-    if name is None:
-        name, remark = default_model()
-        note(f"no model given: {remark}")
+    name_model(args, "model")
     plan = Plan(
         tuple(args.sizes),
         tuple(args.batch_sizes),
@@ -119,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     )
     with Interrupt() as interrupt, Bars() as bars:
         report = benchmark(
-            name,
+            args.model,
             plan,
             adapter=args.adapter,
             revision=args.revision,

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from dataclasses import replace
 
 from ..errors import Lfm2VlError
 from .chat_commands import Conversation
-from .decoding import add_decoding, with_draft
-from .inputs import add_control_tokens
+from .chosen import chosen_draft, chosen_vision_cache, load_model, sampling_options, source_policy
 from .interrupt import terminable
-from .options import (
-    add_model,
-    add_pictures,
-    add_sampling,
-    load_model,
-    print_error,
-    sampling_options,
-    source_policy,
-)
+from .options import add, add_decoding, add_model, add_pictures, add_sampling, add_videos
+from .stderr import print_error
 from .terminal import Terminal
-from .videos import add_videos
-from .vision_cache import add_vision_cache, chosen_vision_cache
 
 SUMMARY = "talk about pictures and videos at the terminal"
 DESCRIPTION = """\
@@ -38,12 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image", nargs="+", action="extend", default=[], metavar="PICTURE", help="pictures of the first message"
     )
     add_videos(parser, "videos of the first message")
-    parser.add_argument("--system", "--system-prompt", metavar="TEXT", help="system prompt (default: none)")
+    add(parser, "--system --system-prompt")
     parser.add_argument("--verbose", action="store_true", help="print counts, speeds and memory after each answer")
-    add_control_tokens(parser)
+    add(parser, "--control-tokens")
     add_sampling(parser)
     add_decoding(parser)
-    add_vision_cache(parser)
+    add(parser, "--vision-cache")
     add_pictures(parser)
 
 
@@ -56,12 +47,8 @@ def run(args: argparse.Namespace) -> int:
     terminal = Terminal(args.verbose, source_policy(args), args.color_management, args.fps)
     waiting = [*terminal.pictures(args.image), *terminal.pictures(args.video, moving=True)]
     kept = chosen_vision_cache(args)
-    options = with_draft(options, args)
+    options = replace(options, draft=chosen_draft(args))
     model, processor = load_model(args)
-    if args.verbose:
-        from .generate import report_loading
-
-        report_loading(model)
     chat = Chat(
         model,
         processor,

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OptionError, one_line
+from ..errors import OptionError, did_you_mean, one_line
 from .chat_help import COMMANDS, HELP
 from .chat_pictures import find_pictures
 from .chat_settings import changed, shown
 from .clipboard import copy
 from .inputs import dropped
-from .options import did_you_mean, note
+from .stderr import note
 from .terminal import BLOCK, Terminal, unfinished
 from .videos import size
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .default_model import DEMO
-from .options import PROGRAM, Parser
+from .options import Parser
+from .stderr import PROGRAM
 
 SHELLS = ("bash", "zsh", "fish")
 SUMMARY = "set up Tab completion in a shell"

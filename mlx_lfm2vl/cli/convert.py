@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..weights.choices import DTYPES, METHODS, MODES, RECIPES
-from .argument_types import real, whole
-from .options import PROGRAM, add_revision, note, print_stderr
-from .upload import add_options, send
+from .interrupt import terminable
+from .options import add, real, whole
+from .stderr import PROGRAM, Bars, note, print_stderr
+from .upload import send
 
 SUMMARY = "convert a model to MLX, quantised if asked"
 DESCRIPTION = """\
@@ -27,21 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hf-path", "--model", required=True, metavar="MODEL", help="folder or hub repository to convert"
     )
-    parser.add_argument(
-        "--mlx-path", default="mlx_model", metavar="FOLDER", help="folder to write (default: mlx_model)"
-    )
-    add_revision(parser)
+    add(parser, "--mlx-path", "--revision")
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
         help="type of the dense weights (default: as the checkpoint has them)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
-    parser.add_argument(
-        "--hf",
-        action="store_true",
-        help="write the names and shapes of the makers' repositories, which transformers loads (dense models only)",
-    )
+    add(parser, "--overwrite", "--hf")
     add_quantisation(parser)
     add_repair(parser)
     add_upload(parser)
@@ -75,7 +68,7 @@ def add_upload(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--upload-repo", metavar="OWNER/NAME", help="hub repository to upload to, made if it is not there"
     )
-    add_options(group)
+    add(group, "--private", "--commit-message")
 
 
 def add_quantisation(parser: argparse.ArgumentParser) -> None:
@@ -180,7 +173,6 @@ def finish(args: argparse.Namespace) -> None:
 def run_repair(args: argparse.Namespace) -> int:
     from .. import OptionError
     from ..conversion.repair import repair
-    from .progress import Bars
 
     with Bars() as bars:
         findings = repair(
@@ -210,7 +202,6 @@ def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
     from .. import OptionError
     from ..hub import check_new_name, check_writable
-    from .interrupt import terminable
 
     check_combinations(args, OptionError)
     if args.upload_repo is not None:
@@ -222,7 +213,6 @@ def run(args: argparse.Namespace) -> int:
 def run_convert(args: argparse.Namespace) -> int:
     from .. import convert
     from ..conversion.report import FILE, QuantizationReport
-    from .progress import Bars
 
     with Bars() as bars:
         folder = convert(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .generate import for_stdout
-from .tasks import Sources, add_task, do, print_json
+from .tasks import add_task, do
 
 SUMMARY = "describe pictures"
 DESCRIPTION = """\
@@ -23,12 +23,6 @@ def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
     from .. import DescribeTask
 
-    done = do(args, Sources.of(args), DescribeTask)
-    if done is None:
-        return 130
-    text, about = done
-    if args.json:
-        print_json({**about, "text": text})
-    else:
-        print(for_stdout(text), flush=True)
+    found = do(args, DescribeTask)
+    found.print("text", lambda: print(for_stdout(found.result), flush=True))
     return 0

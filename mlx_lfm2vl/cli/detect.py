@@ -9,19 +9,8 @@ import json
 import re
 from collections.abc import Iterable
 
-from .inputs import shortened
-from .options import note
-from .tasks import (
-    Sources,
-    add_files,
-    add_task,
-    check_files,
-    do,
-    print_json,
-    print_table,
-    targets,
-    write_file,
-)
+from .stderr import note
+from .tasks import add_files, add_task, do, print_found, write_file
 
 ANY = {"all", "any", "anything", "everything", "item", "object", "thing"}  # words that any label answers
 SUMMARY = "find things in pictures: boxes"
@@ -36,7 +25,7 @@ Finds all that WHAT names and prints a box for each, in pixels of the upright pi
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_task(parser, max_tokens=2048, named=True)
-    add_files(parser, "draw", "coco", "csv")
+    add_files(parser, "--draw", "--coco", "--csv")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,25 +33,15 @@ def run(args: argparse.Namespace) -> int:
     from .. import DetectTask, draw_boxes, to_coco
     from ..tasks.export import COLUMNS, to_rows
 
-    sources = Sources.of(args)
-    drawn = targets(args.draw, len(sources.names))
-    check_files(args, (args.coco, args.csv), drawn)
-    done = do(args, sources, lambda recipe: DetectTask(recipe, args.what))
-    if done is None:
-        return 130
-    boxes, about = done
+    found = do(args, lambda recipe: DetectTask(recipe, args.what))
+    boxes, names = found.result, found.names
     if others := unasked(args.what, [box.label for box in boxes]):
         note(f"{', '.join(others)}: labels of the model's own, where {args.what!r} was asked for; look at the boxes")
-    names = [shortened(name) for name in sources.names]
-    if args.json:
-        print_json({**about, "boxes": boxes})
-    elif boxes:
-        rows = [[name, label, *(f"{value:.1f}" for value in edges)] for name, label, *edges in to_rows(boxes, names)]
-        several = len(names) > 1
-        print_table(COLUMNS[not several :], [row[not several :] for row in rows])
-    sources.finish(args, boxes, drawn, draw_boxes)
+    found.print("boxes", lambda: print_found(COLUMNS, to_rows(boxes, names), len(names) > 1))
+    found.note_none()
+    found.draw(draw_boxes)
     if args.coco:
-        made = to_coco(boxes, names, [picture.size for picture in sources.pictures])
+        made = to_coco(boxes, names, [picture.size for picture in found.pictures])
         write_file(args.coco, (json.dumps(made, ensure_ascii=False) + "\n").encode(), args.overwrite)
     if args.csv:
         file = io.StringIO()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 
+from .options import add
+from .stderr import Bars
+
 SUMMARY = "check this machine's numbers; attach its output to a bug report"
 DESCRIPTION = """\
 Prints what matters of this machine and runs three small models on it, in float32, bfloat16, 8 bits and 4 bits, beside
@@ -23,13 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=BACKENDS,
         help="what computes the float32 rows (default: MLX_LFM2VL_BACKEND, else auto: numpy on a CPU, mlx elsewhere)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    add(parser, "--json")
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
     from ..doctor.checks import diagnose
-    from .progress import Bars
 
     with Bars() as bars:
         report = diagnose(args.backend, progress=lambda done, total: bars("checks", done, total))

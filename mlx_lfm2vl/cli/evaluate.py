@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError, OutputError, counted
-from .argument_types import whole
-from .decoding import add_drafts, chosen_draft
-from .options import add_pictures, add_revision, load_model, note, picture_overrides
-from .tasks import add_recipe
+from .chosen import chosen_draft, load_model, picture_overrides
+from .options import add, add_drafts, add_pictures, whole
+from .stderr import Bars, note
 
 if TYPE_CHECKING:
     from .. import GenerationRequest, Lfm2VlForConditionalGeneration, Lfm2VlProcessor
@@ -51,15 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="also evaluate the one MODEL with this adapter, beside itself; may be given again",
     )
-    parser.add_argument(
-        "--kv-bits",
-        type=int,
-        choices=(8, 4),
-        action="append",
-        default=[],
-        help="also evaluate the one MODEL with keys and values quantised, beside itself; may be given again",
-    )
-    add_revision(parser)
+    beside = "also evaluate the one MODEL with keys and values quantised, beside itself; may be given again"
+    add(parser, "--kv-bits", action="append", default=[], help=beside)
+    add(parser, "--revision")
     parser.add_argument("--task", required=True, metavar="FILE", help="JSONL file of rows, or a benchmark's file")
     parser.add_argument("--format", choices=FORMATS, help="the benchmark that FILE is of (default: rows)")
     parser.add_argument("--images", metavar="FOLDER", help="pictures of the benchmark (default: beside FILE)")
@@ -69,9 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", metavar="FOLDER", help="keep the answers, a file a model, and go on with those that are there"
     )
     parser.add_argument("--overwrite", action="store_true", help="begin the answers anew")
-    parser.add_argument(
-        "--batch-size", type=whole(1), default=8, metavar="N", help="rows answered together, 1 or more (default: 8)"
-    )
+    add(parser, "--batch-size")
     parser.add_argument(
         "--max-tokens",
         "-m",
@@ -79,9 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"longest answer in tokens (default: {MAX_TOKENS}, and what suits the task for boxes and fields)",
     )
-    add_recipe(parser)
+    add(parser, "--recipe")
     add_drafts(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    add(parser, "--json")
     add_pictures(parser)
 
 
@@ -156,7 +147,6 @@ def _answers(
     from ..generation.draft_model import check_draft
     from .answers import Output, settings
     from .interrupt import Interrupt
-    from .progress import Bars
     from .rows import Waiting
 
     asked = [_row(row, number, args) for number, row in enumerate(rows, 1)]

@@ -7,29 +7,11 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from .argument_types import nonempty
+from .chosen import load_model, sampling_options, source_policy
 from .generate import for_stdout
-from .inputs import (
-    DEFAULT_PROMPT,
-    add_control_tokens,
-    add_prompt,
-    check_output,
-    expand,
-    load_pictures,
-    read_prompt,
-    shortened,
-)
-from .options import (
-    add_model,
-    add_pictures,
-    add_sampling,
-    chosen_model,
-    load_model,
-    note,
-    sampling_options,
-    source_policy,
-)
-from .progress import Spinner
+from .inputs import DEFAULT_PROMPT, check_output, load_pictures, read_prompt, shortened
+from .options import add, add_model, add_pictures, add_prompt, add_sampling, nonempty
+from .stderr import Spinner, note
 
 if TYPE_CHECKING:
     from .. import Explanation
@@ -69,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object: answer, and of each word the share and the maps"
     )
-    add_control_tokens(parser)
+    add(parser, "--control-tokens")
     add_sampling(parser)
     add_pictures(parser)
 
@@ -90,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = DEFAULT_PROMPT if prompt is None else prompt
     options = GenerationOptions(**sampling_options(args))
     with Spinner("reading pictures"):
-        loaded = load_pictures(expand(args.image), source_policy(args), args.color_management)
+        loaded = load_pictures(args.image, source_policy(args), args.color_management)
     model, processor = load_model(args)
     with Interrupt() as interrupt, Spinner("reading the prompt") as spinner:
         try:
@@ -99,14 +81,13 @@ def run(args: argparse.Namespace) -> int:
                 system=args.system,
                 options=options,
                 stop=interrupt,
-                progress=lambda done, total: spinner.count(
-                    done, total // 2
-                ),  # the prompt runs once more, behind the answer
+                # The prompt runs once more, behind the answer.
+                progress=lambda done, total: spinner.count(done, total // 2),
                 control_tokens=args.control_tokens,
             )
         except AnswerError:
             if interrupt.happened:
-                return 130
+                raise KeyboardInterrupt from None
             raise
     if path is not None and args.word is not None:
         maps = [
@@ -119,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         overlay.save(made.sheet(names=[shortened(os.path.basename(name) or name) for name, _ in loaded]), path)
     if args.json:
         names = [shortened(name) for name, _ in loaded]
-        print(json.dumps(_as_object(chosen_model(args), made, names), ensure_ascii=False), flush=True)
+        print(json.dumps(_as_object(args.model, made, names), ensure_ascii=False), flush=True)
     else:
         print(for_stdout(made.text), flush=True)
     if path is not None:

@@ -6,7 +6,7 @@ import argparse
 import json
 
 from .generate import for_stdout
-from .tasks import Sources, add_task, do, print_json
+from .tasks import add_task, do
 
 SUMMARY = "fill the fields of a JSON schema from pictures"
 DESCRIPTION = """\
@@ -28,12 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from .. import ExtractTask, ResponseFormat
 
     schema = ResponseFormat.json_schema(args.schema).value  # what is wrong with it is said before a model is loaded
-    done = do(args, Sources.of(args), lambda recipe: ExtractTask(recipe, schema))
-    if done is None:
-        return 130
-    fields, about = done
-    if args.json:
-        print_json({**about, "fields": fields})
-    else:
-        print(for_stdout(json.dumps(fields, ensure_ascii=False, indent=2)), flush=True)
+    found = do(args, lambda recipe: ExtractTask(recipe, schema))
+    shown = json.dumps(found.result, ensure_ascii=False, indent=2)
+    found.print("fields", lambda: print(for_stdout(shown), flush=True))
     return 0

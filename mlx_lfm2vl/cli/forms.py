@@ -13,19 +13,6 @@ from ..errors import PromptError
 FIELDS = ("response_format", "json_schema", "json_object", "regex", "choice", "grammar")  # of a row
 
 
-def add_form(parser: argparse.ArgumentParser) -> None:
-    """--json-schema, --json-object, --regex, --choice, --grammar, of which one can be given."""
-    group = parser.add_argument_group("form of the answer", "what the model may say; one of these")
-    one = group.add_mutually_exclusive_group()
-    one.add_argument("--json-schema", metavar="FILE|TEXT", help="JSON that is valid under this JSON schema")
-    one.add_argument("--json-object", action="store_true", help="any JSON object")
-    one.add_argument("--regex", metavar="PATTERN", help="what this regular expression matches as a whole")
-    one.add_argument("--choice", action="append", metavar="TEXT", help="one of these texts; give it again for each")
-    one.add_argument(
-        "--grammar", metavar="FILE|TEXT", help="what this grammar derives, in Lark or in llama.cpp's EBNF (GBNF)"
-    )
-
-
 def form_option(args: argparse.Namespace) -> dict[str, Any] | None:
     """`response_format` of `GenerationOptions` as the command line says it, files read. Raises `ConstraintError`."""
     given = {name: getattr(args, name) for name in FIELDS[1:] if getattr(args, name) not in (None, False)}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from .options import add_revision, note
+from .interrupt import terminable
+from .options import add
+from .stderr import Bars, note
 
 SUMMARY = "write a model with an adapter in its weights"
 DESCRIPTION = """\
@@ -18,24 +20,14 @@ with --dequantize made dense.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="MODEL", help="the adapter's model: folder or hub repository")
     parser.add_argument("--adapter", required=True, metavar="FOLDER", help="the adapter's folder")
-    parser.add_argument(
-        "--mlx-path", default="mlx_model", metavar="FOLDER", help="folder to write (default: mlx_model)"
-    )
-    add_revision(parser)
+    add(parser, "--mlx-path", "--revision")
     parser.add_argument("--dequantize", action="store_true", help="make a quantised model dense")
-    parser.add_argument(
-        "--hf",
-        action="store_true",
-        help="write the names and shapes of the makers' repositories, which transformers loads (dense models only)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
+    add(parser, "--hf", "--overwrite")
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
     from .. import fuse
-    from .interrupt import terminable
-    from .progress import Bars
 
     with terminable(), Bars() as bars:
         folder = fuse(

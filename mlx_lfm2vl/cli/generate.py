@@ -6,49 +6,20 @@ import argparse
 import json
 import re
 import sys
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import counted
-from .argument_types import whole
-from .decoding import add_decoding, with_draft
-from .inputs import (
-    DEFAULT_PROMPT,
-    STDIN,
-    add_control_tokens,
-    add_prompt,
-    expand,
-    load_pictures,
-    piped_prompt,
-    read_prompt,
-    shortened,
-)
-from .options import (
-    add_model,
-    add_pictures,
-    add_sampling,
-    chosen_model,
-    load_model,
-    note,
-    sampling_options,
-    source_policy,
-)
-from .progress import Spinner
-from .videos import add_videos, as_objects, check_picture_options, default_prompt, load_videos, note_frames
-from .vision_cache import add_vision_cache, chosen_vision_cache
+from .chosen import chosen_draft, chosen_vision_cache, load_model, sampling_options, source_policy
+from .inputs import DEFAULT_PROMPT, STDIN, load_pictures, piped_prompt, read_prompt, shortened
+from .options import add, add_decoding, add_model, add_pictures, add_prompt, add_sampling, add_videos, whole
+from .stderr import Spinner, note
+from .videos import as_objects, check_picture_options, default_prompt, load_videos, note_frames
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .. import (
-        Completion,
-        GenerationRequest,
-        GenerationResponse,
-        Lfm2VlForConditionalGeneration,
-        Lfm2VlProcessor,
-        Statistics,
-        VisionCache,
-    )
-    from .interrupt import Interrupt
+    from .. import Completion, GenerationResponse, Lfm2VlProcessor, Statistics
 
 _OBEYED = re.compile(r"[^\n\t\x20-\x7e\xa0-\U0010ffff]|[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 BATCH = 8  # answers that are made at a time
@@ -95,20 +66,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="with --json: the K likeliest tokens in each place, 0 to 100, and their logarithmic probabilities",
     )
-    add_control_tokens(parser)
+    add(parser, "--control-tokens")
     add_sampling(parser)
     add_decoding(parser)
-    add_vision_cache(parser)
+    add(parser, "--vision-cache")
     add_pictures(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from .. import GenerationOptions, GenerationRequest, OptionError, PromptError, generate_batch
+    from .. import GenerationOptions, GenerationRequest, OptionError, PromptError, generate_batch, stream_generate
     from .interrupt import Interrupt
 
     prompt = read_prompt(args, [*args.image, *args.video])
-    alone = getattr(args, "group", None) is None  # what mlx.launch gives on stdin has no end
+    alone = args.group is None  # what mlx.launch gives on stdin has no end
     if alone and prompt is None and STDIN not in (*args.image, *args.video):
         prompt = piped_prompt()
     if prompt is None and not args.image and not args.video:
@@ -121,14 +92,12 @@ def run(args: argparse.Namespace) -> int:
     options = GenerationOptions(**sampling_options(args), top_logprobs=args.top_logprobs)
     with Spinner("reading pictures"):  # a wrong name is said before a large model is loaded
         policy = source_policy(args)
-        loaded = load_pictures(expand(args.image), policy, args.color_management)
+        loaded = load_pictures(args.image, policy, args.color_management)
         videos = load_videos(args.video, args.fps, policy)
     pictures = [picture for _, picture in loaded]
     kept = chosen_vision_cache(args)
-    options = with_draft(options, args)
+    options = replace(options, draft=chosen_draft(args))
     model, processor = load_model(args)
-    if args.verbose:
-        report_loading(model)
     if videos and not pictures:
         check_picture_options(args, processor)
     note_frames(processor, videos)
@@ -139,16 +108,11 @@ def run(args: argparse.Namespace) -> int:
         videos=[video for _, video in videos] or None,
     )
     with Interrupt() as interrupt, Spinner("reading the prompt") as spinner:
+        how: dict[str, Any] = {"stop": interrupt, "progress": spinner.count, "vision_cache": kept}
         answers = (
-            _streamed(model, processor, request, interrupt, spinner, args.json, kept)
+            _printed(stream_generate(model, processor, request, **how), spinner, args.json)
             if args.n == 1
-            else generate_batch(
-                *(model, processor, request.repeat(args.n)),
-                batch_size=BATCH,
-                stop=interrupt,
-                progress=spinner.count,
-                vision_cache=kept,
-            )
+            else generate_batch(model, processor, request.repeat(args.n), batch_size=BATCH, **how)
         )
         for number, answer in enumerate(answers):
             if answer.error is not None:
@@ -161,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
                     {"source": shortened(name), "tokens": tokens}
                     for (name, _), tokens in zip(loaded, image_tokens(processor, pictures), strict=True)
                 ]
-                made = as_object(chosen_model(args), answer, images, as_objects(processor, videos))
+                made = as_object(args.model, answer, images, as_objects(processor, videos))
                 print(for_stdout(json.dumps(made, ensure_ascii=False)), flush=True)
             elif args.n > 1:
                 print(f"{number + 1}: {for_stdout(answer.text + answer.tool_text)}", flush=True)
@@ -170,20 +134,11 @@ def run(args: argparse.Namespace) -> int:
     return 130 if interrupt.happened else 0
 
 
-def _streamed(
-    model: Lfm2VlForConditionalGeneration,
-    processor: Lfm2VlProcessor,
-    request: GenerationRequest,
-    interrupt: Interrupt,
-    spinner: Spinner,
-    quiet: bool,
-    kept: VisionCache | None,
-) -> Iterator[Completion]:
+def _printed(answer: Iterator[GenerationResponse], spinner: Spinner, quiet: bool) -> Iterator[Completion]:
     """The answer, printed as it comes unless `quiet`."""
-    from .. import Completion, stream_generate
+    from .. import Completion
 
     pieces: list[GenerationResponse] = []
-    answer = stream_generate(model, processor, request, stop=interrupt, progress=spinner.count, vision_cache=kept)
     try:
         for piece in answer:
             pieces.append(piece)
@@ -216,8 +171,6 @@ def as_object(
     model: str, answer: Completion, images: list[dict[str, Any]], videos: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """The object that --json prints."""
-    import dataclasses
-
     assert answer.statistics is not None
     made: dict[str, Any] = {
         "model": model,
@@ -226,7 +179,7 @@ def as_object(
         "finish_reason": answer.finish_reason,
         "images": images,
         "videos": videos,
-        **dataclasses.asdict(answer.statistics),
+        **asdict(answer.statistics),
     }
     if answer.top_logprobs is not None:
         made["logprobs"] = answer.logprobs
@@ -234,14 +187,6 @@ def as_object(
     if answer.tool_text:
         made["tool_text"] = answer.tool_text
     return made
-
-
-def report_loading(model: Lfm2VlForConditionalGeneration) -> None:
-    """Prints on stderr what the weights became in memory, and what computes with them on a CPU."""
-    if model.load_note:
-        note(model.load_note)
-    if model.backend == "numpy":
-        note("computing on the CPU by NumPy (backend numpy; MLX_LFM2VL_BACKEND=mlx has MLX compute)")
 
 
 def report(statistics: Statistics, drafts: bool = False) -> None:

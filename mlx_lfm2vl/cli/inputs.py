@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError, ImageWarning, OutputError, PromptError
-from .options import note
+from .stderr import note
 
 if TYPE_CHECKING:
     from .. import SourcePolicy
@@ -27,23 +27,6 @@ STDIN = "-"
 DEFAULT_PROMPT = "What is in this image?"
 MAX_PROMPT_BYTES = 16 * 2**20  # a prompt that no model can take; devices such as /dev/zero have no end
 ADDRESS = re.compile(r"(data:|[A-Za-z][A-Za-z0-9+.-]*://)", re.I)
-
-
-def add_control_tokens(parser: argparse.ArgumentParser) -> None:
-    """--control-tokens, for commands that take prompts."""
-    parser.add_argument(
-        "--control-tokens",
-        action="store_true",
-        help="tokens such as <|im_end|> in prompts steer the model; without this they are text like any other",
-    )
-
-
-def add_prompt(parser: argparse.ArgumentParser, default: str) -> None:
-    """--prompt or --prompt-file, and --system."""
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--prompt", "-p", metavar="TEXT", help=f"what to ask; - is stdin (default: {default})")
-    group.add_argument("--prompt-file", metavar="FILE", help="ask what stands in this file; - is stdin")
-    parser.add_argument("--system", "--system-prompt", metavar="TEXT", help="system prompt (default: none)")
 
 
 def read_prompt(args: argparse.Namespace, pictures: Sequence[str] = (), of: str = "--image") -> str | None:
@@ -173,9 +156,9 @@ def source(name: str, of: str = "picture") -> str | bytes:
 def load_pictures(
     names: Sequence[str], policy: SourcePolicy, color_management: bool | None = None
 ) -> list[tuple[str, Picture | PdfPage]]:
-    """The pictures of these names with what each is called; of a PDF its pages, which are drawn when a model's views
-    are known. What is said of them becomes notes; what libtiff writes to stderr by itself about a damaged TIFF is left
-    out, as the error says it. Raises `ImageError`."""
+    """The pictures of these names and patterns with what each is called; of a PDF its pages, which are drawn when a
+    model's views are known. What is said of them becomes notes; what libtiff writes to stderr by itself about a damaged
+    TIFF is left out, as the error says it. Raises `ImageError`."""
     from ..config import ImageProcessorConfig
     from ..processing.load_image import expand_pages, load_image
     from ..processing.open_file import split_selection
@@ -183,7 +166,7 @@ def load_pictures(
 
     config = ImageProcessorConfig(color_management=color_management is not False)
     loaded: list[tuple[str, Picture | PdfPage]] = []
-    for name in names:
+    for name in expand(names):
         given = source(name)
         with warnings.catch_warnings(record=True) as remarks:
             warnings.simplefilter("always", ImageWarning)

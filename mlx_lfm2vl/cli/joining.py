@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ..errors import OptionError, one_line
-from .options import PROGRAM
+from .stderr import PROGRAM
 
 PATIENCE = 10  # seconds before the line
 # Its stdin ends with the block, or with this process. Only the words of the line share stderr, as a sleep may outlast.

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..weights.choices import DTYPES
-from .default_model import default_model
-from .options import add_pictures, add_revision, note, picture_overrides, real, source_policy, whole
+from .chosen import name_model, picture_overrides, source_policy
+from .interrupt import Interrupt
+from .options import add, add_pictures, real, whole
+from .stderr import Bars, note
 
 SUMMARY = "train an adapter (LoRA, DoRA) on your own pictures and answers"
 DESCRIPTION = """\
@@ -30,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="MODEL", help="folder, hub repository or 'demo', dense or quantised (default: as `generate`)"
     )
-    add_revision(parser)
+    add(parser, "--revision")
     parser.add_argument(
         "--data",
         required=True,
@@ -87,8 +89,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
     from .. import TrainingOptions, finetune
-    from .interrupt import Interrupt
-    from .progress import Bars
 
     given = {name: getattr(args, name) for name in TrainingOptions.__dataclass_fields__}
     given["modules"] = tuple(args.modules or TrainingOptions.modules)
@@ -101,13 +101,10 @@ def run(args: argparse.Namespace) -> int:
             valid = f", validation {entry['valid_loss']:.4g}" if "valid_loss" in entry else ""
             note(f"step {step}: loss {entry['loss']:.4g}{valid}")
 
-    model = args.model
-    if model is None:
-        model, remark = default_model()
-        note(f"no --model given: {remark}")
+    name_model(args)
     with Interrupt() as interrupt, Bars() as bars:
         done = finetune(
-            model,
+            args.model,
             args.data,
             args.output,
             valid=args.valid,

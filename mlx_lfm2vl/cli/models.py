@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import counted
-from .options import note
+from .stderr import note
 
 SUMMARY = "list or remove downloaded models"
 DESCRIPTION = """\

@@ -1,5 +1,4 @@
-"""The parts that commands share: the parser, the options that several commands have, and how they become library
-arguments.
+"""The parser, the types of options, and the options that several commands have.
 
 Nothing here imports the library's heavy parts, so that `--help` answers at once.
 """
@@ -7,22 +6,112 @@ Nothing here imports the library's heavy parts, so that `--help` answers at once
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
-import unicodedata
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
-from ..errors import did_you_mean, one_line
-from .argument_types import bias, nonempty, real, whole
-from .default_model import MODEL_VARIABLE, default_model
-from .forms import add_form, form_option
-from .progress import Bars, Spinner, above_progress
+from ..errors import did_you_mean
+from .default_model import MODEL_VARIABLE
+from .stderr import print_error
 
-if TYPE_CHECKING:
-    from .. import Lfm2VlForConditionalGeneration, Lfm2VlProcessor, SourcePolicy
 
-PROGRAM = "mlx-lfm2vl"
+def nonempty(given: str) -> str:
+    """A text that is not empty."""
+    if not given:
+        raise argparse.ArgumentTypeError("is empty; leave it out, or write a text")
+    return given
+
+
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """The type of an integer of at least `low` and at most `high`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low or (high is not None and value > high):
+            bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text[:50]!r} is not a whole number {bounds}")
+        return value
+
+    return parse
+
+
+def real(low: float, high: float | None = None, *, above: bool = False) -> Callable[[str], float]:
+    """The type of a number from `low` (exclusive with `above`) to `high`. NaN and infinity are refused."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        good = (value > low if above else value >= low) and value <= (sys.float_info.max if high is None else high)
+        if not good:
+            bounds = f"above {low:g}" if above else f"of at least {low:g}"
+            raise argparse.ArgumentTypeError(
+                f"{text[:50]!r} is not a number {bounds}{'' if high is None else f' and at most {high:g}'}"
+            )
+        return value
+
+    return parse
+
+
+def bias(text: str) -> tuple[int, float]:
+    """The id of a token and a number, as in "42=-5"."""
+    token, equals, number = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text[:50]!r} is no ID=BIAS, such as 42=-5")
+    return whole(0)(token), real(-100, 100)(number)
+
+
+Options = argparse._ActionsContainer  # a parser, or a group of one
+SHARED: dict[str, dict[str, Any]] = {  # options that mean the same in several commands
+    "--adapter": {"metavar": "FOLDER", "help": "LoRA or DoRA adapter of PEFT or mlx-lm for the model"},
+    "--coco": {"metavar": "FILE", "help": "write the boxes as a JSON file of COCO's"},
+    "--commit-message": {"metavar": "TEXT", "help": "message of the upload's commit"},
+    "--control-tokens": {
+        "action": "store_true",
+        "help": "tokens such as <|im_end|> in prompts steer the model; without this they are text like any other",
+    },
+    "--csv": {"metavar": "FILE", "help": "write a table with a row a box"},
+    "--draw": {
+        "metavar": "FILE",
+        "help": "write the picture with the results drawn over it; of several pictures FILE-1, FILE-2 and so on",
+    },
+    "--hf": {
+        "action": "store_true",
+        "help": "write the names and shapes of the makers' repositories, which transformers loads (dense models only)",
+    },
+    "--json": {"action": "store_true", "help": "print one JSON object instead of the table"},
+    "--mlx-path": {"default": "mlx_model", "metavar": "FOLDER", "help": "folder to write (default: mlx_model)"},
+    "--overwrite": {"action": "store_true", "help": "replace the folder if it is there"},
+    "--kv-bits": {
+        "type": int,
+        "choices": (8, 4),
+        "help": "quantise keys and values, for long prompts and answers in less memory; answers may change a little",
+    },
+    "--batch-size": {
+        "type": whole(1),
+        "default": 8,
+        "metavar": "N",
+        "help": "rows answered together, 1 or more (default: 8)",
+    },
+    "--fps": {
+        "type": real(0, above=True),
+        "metavar": "N",
+        "help": "frames per second to sample of each video (default: as the model's processor says, mostly 2)",
+    },
+    "--private": {"action": "store_true", "help": "make a new repository private"},
+    "--recipe": {"metavar": "NAME", "help": "ask the model as this row of the recipes says (default: by the model)"},
+    "--revision": {"metavar": "REV", "help": "branch, tag or commit of the hub repository (default: main)"},
+    "--system --system-prompt": {"metavar": "TEXT", "help": "system prompt (default: none)"},
+    "--vision-cache": {
+        "metavar": "FOLDER",
+        "help": "keep encoded pictures in this folder, at most 2 GiB of them: the next run does not encode them again",
+    },
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,48 +141,6 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def print_stderr(text: str) -> None:
-    """Writes to stderr. That nobody reads there, or a full disk, stops nothing."""
-    try:
-        with above_progress():
-            print(text, file=sys.stderr, flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-
-
-def wrapped(line: str) -> str:
-    """A line for stderr: where that is a terminal, in rows that end between words, else as it is."""
-    if not sys.stderr.isatty():
-        return line
-    columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-    text, used = "", 0
-    for word in line.split(" "):
-        width = sum(map(_cells, word))
-        if used and used + 1 + width > columns >= 2 + width:  # a longer word is broken wherever it begins
-            text, used = f"{text}\n  {word}", 2 + width
-        else:
-            blank = " " if text else ""
-            text, used = text + blank + word, (used + len(blank) + width) % columns
-    return text
-
-
-def _cells(character: str) -> int:
-    """The columns of a terminal that a character takes."""
-    if unicodedata.combining(character):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
-def print_error(message: str) -> None:
-    """Writes the program's error line to stderr."""
-    print_stderr(wrapped(f"{PROGRAM}: error: {one_line(message)}"))
-
-
-def note(message: str) -> None:
-    """Writes a line to stderr that the user should know of but that stops nothing."""
-    print_stderr(wrapped(f"{PROGRAM}: {one_line(message)}"))
-
-
 def as_typed(message: str, parser: argparse.ArgumentParser) -> str:
     """A message of the library about its arguments, which are called as the command's options are."""
     for action in parser._actions:
@@ -106,125 +153,54 @@ def as_typed(message: str, parser: argparse.ArgumentParser) -> str:
                 else rf"^{name}(?= is )|\b{name}=(?=[ ,])"
             )
             message = re.sub(places, typed, message)
-    return message.removeprefix("image processor: ").replace("do_image_splitting", "--tiling")
+    return message.removeprefix("image processor: ")
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """--model and --revision, for commands that run a model."""
+def add(parser: Options, *names: str, **changes: Any) -> None:
+    """Adds options of `SHARED`, with what a command says otherwise."""
+    for name in names:
+        parser.add_argument(*name.split(), **{**SHARED[name], **changes})
+
+
+def add_model(parser: Options) -> None:
+    """The model, and what belongs to it, for commands that run one."""
     parser.add_argument(
         "--model",
         metavar="MODEL",
         help="folder, hub repository such as LiquidAI/LFM2.5-VL-450M, or 'demo', the small bundled model "
         f"(default: what {MODEL_VARIABLE} or the configuration file names, else demo)",
     )
-    add_adapter(parser)
-    add_revision(parser)
+    add(parser, "--adapter", "--revision")
 
 
-def add_adapter(parser: argparse.ArgumentParser) -> None:
-    """--adapter, for commands that run a model."""
-    parser.add_argument("--adapter", metavar="FOLDER", help="LoRA or DoRA adapter of PEFT or mlx-lm for the model")
+def add_prompt(parser: Options, default: str) -> None:
+    """--prompt or --prompt-file, and --system."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--prompt", "-p", metavar="TEXT", help=f"what to ask; - is stdin (default: {default})")
+    group.add_argument("--prompt-file", metavar="FILE", help="ask what stands in this file; - is stdin")
+    add(parser, "--system --system-prompt")
 
 
-def chosen_model(args: argparse.Namespace) -> str:
-    """The model of --model, or the default one. Raises `OptionError`."""
-    return default_model()[0] if args.model is None else args.model
+def add_videos(parser: Options, help: str) -> None:
+    """--video and --fps."""
+    parser.add_argument("--video", nargs="+", action="extend", default=[], metavar="VIDEO", help=help)
+    add(parser, "--fps")
 
 
-def load_model(args: argparse.Namespace) -> tuple[Lfm2VlForConditionalGeneration, Lfm2VlProcessor]:
-    """Loads what `add_model` and `add_pictures` chose, with remarks on stderr that the user should know."""
-    from .. import load
-
-    name = args.model
-    if name is None:
-        name, remark = default_model()
-        note(f"no --model given: {remark}")
-    with Spinner("loading the model") as spinner, Bars() as bars:
-
-        def tell(stage: str, done: int, total: int) -> None:
-            if stage == "download":
-                spinner.show("")
-                bars(stage, done, total)
-            elif stage == "weights":
-                bars.close()
-                spinner.show(f"loading the model, {100 * done // total} %")
-
-        model, processor = load(
-            name,
-            adapter=args.adapter,
-            revision=args.revision,
-            source_policy=source_policy(args),
-            progress=tell,
-            kv_bits=args.kv_bits if "kv_bits" in args else None,
-            group=getattr(args, "group", None),
-            **picture_overrides(args),
-        )
-    model.lead = getattr(args, "lead", None)
-    for line in processor.notes:
-        if args.tiling is None or "do_image_splitting" not in line:  # who chose need not be told
-            note(line)
-    return model, processor
-
-
-def add_revision(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the hub repository (default: main)")
-
-
-def add_pictures(parser: argparse.ArgumentParser) -> None:
-    """The picture policy, and what may be fetched."""
-    add_picture_policy(parser).add_argument(
-        "--allow-private-urls",
-        action="store_true",
-        help="fetch pictures from this machine and its network too; without it only from public addresses",
+def add_form(parser: Options) -> None:
+    """--json-schema, --json-object, --regex, --choice, --grammar, of which one can be given."""
+    group = parser.add_argument_group("form of the answer", "what the model may say; one of these")
+    one = group.add_mutually_exclusive_group()
+    one.add_argument("--json-schema", metavar="FILE|TEXT", help="JSON that is valid under this JSON schema")
+    one.add_argument("--json-object", action="store_true", help="any JSON object")
+    one.add_argument("--regex", metavar="PATTERN", help="what this regular expression matches as a whole")
+    one.add_argument("--choice", action="append", metavar="TEXT", help="one of these texts; give it again for each")
+    one.add_argument(
+        "--grammar", metavar="FILE|TEXT", help="what this grammar derives, in Lark or in llama.cpp's EBNF (GBNF)"
     )
 
 
-def add_picture_policy(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """The picture policy; what is not given stays as the checkpoint has it."""
-    group = parser.add_argument_group("pictures", "without these, the checkpoint's own policy applies")
-    group.add_argument(
-        "--max-image-tokens",
-        type=whole(1),
-        metavar="N",
-        help="tokens that a picture or a thumbnail may take, 1 or more; a picture of more than about twice as many is "
-        "cut into tiles unless --no-tiling is given",
-    )
-    group.add_argument(
-        "--min-image-tokens", type=whole(1), metavar="N", help="tokens that a small picture is enlarged to, 1 or more"
-    )
-    group.add_argument(
-        "--tiling",
-        action=argparse.BooleanOptionalAction,
-        help="cut large pictures into tiles, or never: fewer tokens, less detail",
-    )
-    group.add_argument(
-        "--color-management",
-        action=argparse.BooleanOptionalAction,
-        help="convert colours of an embedded ICC profile to sRGB (default), or take them as they are, as transformers "
-        "does",
-    )
-    return group
-
-
-def source_policy(args: argparse.Namespace) -> SourcePolicy:
-    """The policy on where pictures may come from."""
-    from ..processing.fetch import SourcePolicy
-
-    return SourcePolicy(allow_private_addresses=args.allow_private_urls)
-
-
-def picture_overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of the image processor that were given on the command line."""
-    given = {
-        "max_image_tokens": args.max_image_tokens,
-        "min_image_tokens": args.min_image_tokens,
-        "do_image_splitting": args.tiling,
-        "color_management": args.color_management,
-    }
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def add_sampling(parser: argparse.ArgumentParser, max_tokens: int | None = 512, *, form: bool = True) -> None:
+def add_sampling(parser: Options, max_tokens: int | None = 512, *, form: bool = True) -> None:
     """Length, sampling, seed and form, as `GenerationOptions` names them. None for `max_tokens`: it depends."""
     if form:
         add_form(parser)
@@ -242,7 +218,11 @@ def add_sampling(parser: argparse.ArgumentParser, max_tokens: int | None = 512, 
         "(greedy)",
     )
     group.add_argument(
-        "--temp", "--temperature", type=real(0, 100), metavar="T", help="temperature, 0 to 100; 0 is greedy"
+        *("--temp", "--temperature"),
+        dest="temperature",
+        type=real(0, 100),
+        metavar="T",
+        help="temperature, 0 to 100; 0 is greedy",
     )
     group.add_argument("--top-p", type=real(0, 1), metavar="P", help="nucleus, 0 to 1; 1 is off, 0 is greedy")
     group.add_argument(
@@ -280,19 +260,62 @@ def add_sampling(parser: argparse.ArgumentParser, max_tokens: int | None = 512, 
     )
 
 
-def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `GenerationOptions`."""
-    return {
-        "max_tokens": args.max_tokens,
-        "temperature": args.temp,
-        "top_p": args.top_p,
-        "min_p": args.min_p,
-        "top_k": args.top_k,
-        "repetition_penalty": args.repetition_penalty,
-        "seed": args.seed,
-        "stop": tuple(args.stop),
-        "frequency_penalty": args.frequency_penalty,
-        "presence_penalty": args.presence_penalty,
-        "logit_bias": dict(args.logit_bias),
-        "response_format": form_option(args) if "json_object" in args else None,
-    }
+def add_decoding(parser: Options) -> None:
+    """Drafts, and the bits of keys and values."""
+    add_drafts(parser)
+    add(parser, "--kv-bits")
+
+
+def add_drafts(parser: Options) -> None:
+    """--draft and --draft-model."""
+    drafts = parser.add_mutually_exclusive_group()
+    drafts.add_argument(
+        "--draft",
+        choices=("ngram", "auto"),
+        help="propose tokens and check several in one run of the model: what followed the last ones before, in prompt, "
+        "answer and earlier answers; for answers that copy or repeat, which stay the same; auto: only while it "
+        "saves time",
+    )
+    drafts.add_argument(
+        "--draft-model",
+        metavar="MODEL",
+        help="let a DSpark drafter of the model propose them, or a smaller model of the same tokens: folder, hub "
+        "repository or 'demo'",
+    )
+
+
+def add_pictures(parser: Options) -> None:
+    """The picture policy, and what may be fetched."""
+    add_picture_policy(parser).add_argument(
+        "--allow-private-urls",
+        action="store_true",
+        help="fetch pictures from this machine and its network too; without it only from public addresses",
+    )
+
+
+def add_picture_policy(parser: Options) -> argparse._ArgumentGroup:
+    """The picture policy; what is not given stays as the checkpoint has it."""
+    group = parser.add_argument_group("pictures", "without these, the checkpoint's own policy applies")
+    group.add_argument(
+        "--max-image-tokens",
+        type=whole(1),
+        metavar="N",
+        help="tokens that a picture or a thumbnail may take, 1 or more; a picture of more than about twice as many is "
+        "cut into tiles unless --no-tiling is given",
+    )
+    group.add_argument(
+        "--min-image-tokens", type=whole(1), metavar="N", help="tokens that a small picture is enlarged to, 1 or more"
+    )
+    group.add_argument(
+        "--tiling",
+        dest="do_image_splitting",
+        action=argparse.BooleanOptionalAction,
+        help="cut large pictures into tiles, or never: fewer tokens, less detail",
+    )
+    group.add_argument(
+        "--color-management",
+        action=argparse.BooleanOptionalAction,
+        help="convert colours of an embedded ICC profile to sRGB (default), or take them as they are, as transformers "
+        "does",
+    )
+    return group

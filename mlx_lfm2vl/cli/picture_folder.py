@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..errors import OptionError
 from .inputs import ADDRESS, expand
-from .options import note
+from .stderr import note
 
 
 def pictures_in(names: Sequence[str], recursive: bool = False, videos: bool = False) -> list[str]:

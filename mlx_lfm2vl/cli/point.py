@@ -4,17 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .inputs import shortened
-from .tasks import (
-    Sources,
-    add_files,
-    add_task,
-    check_files,
-    do,
-    print_json,
-    print_table,
-    targets,
-)
+from .tasks import add_files, add_task, do, print_found
 
 SUMMARY = "find things in pictures: points"
 DESCRIPTION = """\
@@ -27,26 +17,16 @@ Finds all that WHAT names and prints the middle of each, in pixels of the uprigh
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_task(parser, max_tokens=2048, named=True)
-    add_files(parser, "draw")
+    add_files(parser, "--draw")
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
     from .. import PointTask, draw_points
 
-    sources = Sources.of(args)
-    drawn = targets(args.draw, len(sources.names))
-    check_files(args, (), drawn)
-    done = do(args, sources, lambda recipe: PointTask(recipe, args.what))
-    if done is None:
-        return 130
-    points, about = done
-    names = [shortened(name) for name in sources.names]
-    if args.json:
-        print_json({**about, "points": points})
-    elif points:
-        alone = len(names) == 1
-        rows = [[names[each.image], each.label, f"{each.x:.1f}", f"{each.y:.1f}"] for each in points]
-        print_table(("image", "label", "x", "y")[alone:], [row[alone:] for row in rows])
-    sources.finish(args, points, drawn, draw_points)
+    found = do(args, lambda recipe: PointTask(recipe, args.what))
+    rows = [(found.names[each.image], each.label, each.x, each.y) for each in found.result]
+    found.print("points", lambda: print_found(("image", "label", "x", "y"), rows, len(found.names) > 1))
+    found.note_none()
+    found.draw(draw_points)
     return 0

@@ -6,9 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from .generate import for_stdout
-from .inputs import shortened
-from .options import note
-from .tasks import Sources, add_files, add_task, check_files, do, print_json, targets, write_picture
+from .stderr import note
+from .tasks import add_files, add_task, do
 
 if TYPE_CHECKING:
     from .. import ReadTask
@@ -26,38 +25,29 @@ known to give them (LFM2.5-VL-3B).
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_task(parser, max_tokens=4096)
-    add_files(parser, "draw")
+    add_files(parser, "--draw")
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
     from .. import OptionError, ReadTask, draw_boxes
 
-    sources = Sources.of(args)
-    drawn = targets(args.draw, len(sources.names))
-    check_files(args, (), drawn)
-
     def task(recipe: Recipe) -> ReadTask:
-        if drawn and recipe.layout is None:
+        if args.draw and recipe.layout is None:
             raise OptionError(f"--draw: this model (recipe {recipe.name}) reads text without boxes; leave --draw out")
         return ReadTask(recipe)
 
-    done = do(args, sources, task)
-    if done is None:
-        return 130
-    regions, about = done
-    if args.json:
-        print_json({**about, "regions": regions})
-    else:
-        for number, name in enumerate(sources.names):
-            own = [region.text for region in regions if region.image == number and region.text]
+    def show() -> None:
+        for number, name in enumerate(found.names):
+            own = [region.text for region in found.of(number) if region.text]
             if not own:
-                note(f"{shortened(name)}: no text found")
-            elif len(sources.names) > 1:
-                print(f"{for_stdout(shortened(name))}:")
+                note(f"{name}: no text found")
+            elif len(found.names) > 1:
+                print(f"{for_stdout(name)}:")
             if own:
                 print(for_stdout("\n\n".join(own)), flush=True)
-    for number, path in enumerate(drawn):
-        boxes = [region.box for region in regions if region.image == number and region.box is not None]
-        write_picture(path, draw_boxes(sources.pictures[number], boxes), args.overwrite)
+
+    found = do(args, task)
+    found.print("regions", show)
+    found.draw(lambda picture, regions: draw_boxes(picture, [each.box for each in regions if each.box is not None]))
     return 0

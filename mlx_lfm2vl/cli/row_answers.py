@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 
 from .. import (
     Completion,
@@ -14,11 +15,9 @@ from .. import (
 )
 from ..generation.options import MAX_TOKENS
 from ..processing.load_image import stated_size
-from .decoding import with_draft
-from .options import load_model
+from .chosen import chosen_draft, chosen_vision_cache, load_model
 from .row_tasks import RowTasks
 from .rows import Row, Rows, Waiting
-from .vision_cache import chosen_vision_cache
 
 
 class RowAnswers:
@@ -26,7 +25,7 @@ class RowAnswers:
 
     def __init__(self, args: argparse.Namespace, rows: Rows):
         self._pictures = chosen_vision_cache(args)
-        rows.options = with_draft(rows.options, args)
+        rows.options = replace(rows.options, draft=chosen_draft(args))
         self._rows, self._batch_size = rows, args.batch_size
         self._model, self._processor = load_model(args)
         self._tasks = RowTasks(args, self._model, self._processor) if args.task else None

@@ -24,7 +24,7 @@ from .. import (
 from ..generation.response import NOTHING
 from ..tasks.export import plain
 from ..tasks.task import Task
-from .options import picture_overrides
+from .chosen import picture_overrides
 
 TASKS: dict[str, type[Any]] = {
     **{"detect": DetectTask, "point": PointTask, "read": ReadTask},

@@ -19,6 +19,7 @@ from ..config.files import finite_number, no_number
 from ..processing.open_file import beside, file_and_pages
 from ..processing.picture_keys import misspelt, names_video, pictures_key, prompt_key, videos_key
 from ..tasks.task import Task
+from .chosen import SAMPLING
 from .forms import FIELDS, row_form
 from .inputs import STDIN
 from .picture_folder import pictures_in
@@ -37,11 +38,7 @@ RESULT = (
     "generated_tokens",
     "error",
 )
-OPTIONS = (  # of `GenerationOptions`, which a row may have for itself
-    *("max_tokens", "temperature", "top_p", "min_p", "top_k", "repetition_penalty", "seed", "stop"),
-    *("frequency_penalty", "presence_penalty", "logit_bias"),
-)
-_LONG_OPTIONS = tuple(name for name in OPTIONS if len(name) > 8)  # short ones are near to other words
+_LONG_OPTIONS = tuple(name for name in SAMPLING if len(name) > 8)  # short ones are near to other words
 _OTHER_NAMES = {
     **dict.fromkeys(("max_token", "maxtokens", "max_new_tokens", "max_completion_tokens", "max_length"), "max_tokens"),
     "temp": "temperature",
@@ -212,7 +209,7 @@ class Rows:
         options = self.options
         if (form := row_form(data, self._file.parent)) is not None:
             options = replace(options, response_format=form)
-        options = replace(options, **{name: data[name] for name in OPTIONS if data.get(name) is not None})
+        options = replace(options, **{name: data[name] for name in SAMPLING if data.get(name) is not None})
         return self._request(prompt, images, system, options, self._moving(videos, data.get("fps")))
 
     def _asked_as(self, data: Mapping[str, Any]) -> str | None:

@@ -7,11 +7,10 @@ import os
 import warnings
 from typing import Any
 
-from .argument_types import real, whole
-from .decoding import add_decoding, chosen_draft
+from .chosen import chosen_draft, picture_overrides, vision_cache_folder
 from .default_model import MODEL_VARIABLE, default_model
-from .options import add_adapter, add_picture_policy, note, picture_overrides
-from .vision_cache import add_vision_cache, vision_cache_folder
+from .options import add, add_decoding, add_picture_policy, real, whole
+from .stderr import note
 
 SUMMARY = "answer programs that speak OpenAI's or Anthropic's protocol"
 KEY_VARIABLE = "MLX_LFM2VL_API_KEY"  # of the environment: the key that callers must send
@@ -35,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", action="append", default=[], metavar="MODEL", help="the same, by an option; may be given again"
     )
-    add_adapter(parser)
+    add(parser, "--adapter")
     group = parser.add_argument_group("access")
     group.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
     group.add_argument("--port", type=whole(0, 65535), default=8080, help="port; 0 is one that is free (default: 8080)")
@@ -94,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let go of a model that nobody has asked for so long (default: never)",
     )
     add_decoding(group)
-    add_vision_cache(group)
+    add(group, "--vision-cache")
     add_picture_policy(parser)
 
 
@@ -160,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
             args.keep_alive,
             load,
             engine,
-            getattr(args, "lead", None),
+            args.lead,
             chosen_draft(args),
         ),
         deadline=args.deadline,

@@ -18,9 +18,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import DistributedError, Lfm2VlError, OptionError
+from .chosen import load_model
 from .joining import joined_group, refuse_stdin
-from .options import load_model, print_error
 from .rank_interrupt import GRACE
+from .stderr import print_error
 
 if TYPE_CHECKING:
     from ..distributed.links import Came, Link

@@ -6,33 +6,21 @@ import argparse
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ..errors import AnswerError, OptionError, OutputError
+from .chosen import load_model, sampling_options, source_policy
 from .generate import for_stdout
-from .inputs import check_output, expand, load_pictures, shortened
-from .options import (
-    add_model,
-    add_pictures,
-    add_sampling,
-    chosen_model,
-    load_model,
-    note,
-    sampling_options,
-    source_policy,
-)
-from .progress import Spinner
+from .inputs import check_output, load_pictures, shortened
+from .interrupt import Interrupt
+from .options import add, add_model, add_pictures, add_sampling
+from .stderr import Spinner, note
 
 if TYPE_CHECKING:
-    from ..config import ImageProcessorConfig
     from ..processing.load_image import Picture
-    from ..processing.pdf import PdfPage
-    from ..tasks.recipes import Recipe
-    from ..tasks.task import Task
 
-Result = TypeVar("Result")
 PICTURE = "file, pattern such as '*.png', http(s) URL, data URI, or - for stdin"
 
 
@@ -45,115 +33,102 @@ def add_task(parser: argparse.ArgumentParser, max_tokens: int, named: bool = Fal
     parser.add_argument("--image", **several, required=True, metavar="PICTURE", help=f"{PICTURE}; {ending}")  # type: ignore[arg-type]
     if named:
         parser.add_argument("what", metavar="WHAT", help='the name of what to look for, such as "red cars"')
-    add_recipe(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add(parser, "--recipe")
+    add(parser, "--json", help="print one JSON object")
     add_sampling(parser, max_tokens, form=False)
     add_pictures(parser)
-
-
-def add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--recipe", metavar="NAME", help="ask the model as this row of the recipes says (default: by the model)"
-    )
+    parser.set_defaults(draw=None, coco=None, csv=None)
 
 
 def add_files(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Files that a command writes, of "draw", "coco" and "csv", and --overwrite."""
-    helps = {
-        "draw": "write the picture with the results drawn over it; of several pictures FILE-1, FILE-2 and so on",
-        "coco": "write the boxes as a JSON file of COCO's",
-        "csv": "write a table with a row a box",
-    }
-    for name in names:
-        parser.add_argument(f"--{name}", metavar="FILE", help=helps[name])
-    parser.add_argument("--overwrite", action="store_true", help="replace these files if they are there")
+    """Options of files that a task writes, and --overwrite."""
+    add(parser, *names)
+    add(parser, "--overwrite", help="replace these files if they are there")
 
 
 @dataclass
-class Sources:
-    """The pictures of a command and their names. `given` are those of `load_pictures`, `pictures` the same with pages
-    of PDF documents drawn, once the model is known."""
+class Found:
+    """What a task found in pictures: a list whose items say their picture's number, or one value of all pictures."""
 
-    names: list[str]
-    given: list[Picture | PdfPage]
-    pictures: list[Picture] = field(default_factory=list)
+    args: argparse.Namespace
+    result: Any
+    recipe: str
+    names: list[str]  # of the pictures
+    pictures: list[Picture]
 
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> Sources:
-        """The pictures of --image. Raises `ImageError`."""
-        with Spinner("reading pictures"):
-            loaded = load_pictures(expand(args.image), source_policy(args), args.color_management)
-        return cls([name for name, _ in loaded], [picture for _, picture in loaded])
+    def of(self, number: int) -> list[Any]:
+        """What was found in one picture."""
+        return [each for each in self.result if each.image == number]
 
-    def draw(self, args: argparse.Namespace, config: ImageProcessorConfig) -> None:
-        """Fills `pictures`. Raises `ImageError`."""
-        from ..processing.load_image import load_image
+    def print(self, key: str, show: Callable[[], None]) -> None:
+        """Prints the object of --json, which has the result under this key; without --json lets `show` print it."""
+        from ..tasks.export import plain
 
-        self.pictures = [load_image(picture, source_policy(args), config) for picture in self.given]
-
-    def finish(self, args: argparse.Namespace, results: Sequence[Any], drawn: Sequence[str], draw: Any) -> None:
-        """Says which pictures had no result, and writes the drawings. Raises `OutputError`."""
-        for number, name in enumerate(self.names):
-            if not any(each.image == number for each in results):
-                note(f"{shortened(name)}: no {args.what} found")
-        for number, path in enumerate(drawn):
-            own = [each for each in results if each.image == number]
-            write_picture(path, draw(self.pictures[number], own), args.overwrite)
-
-    def as_objects(self) -> list[dict[str, Any]]:
+        if not self.args.json:
+            show()
+            return
         pairs = zip(self.names, self.pictures, strict=True)
-        return [{"source": shortened(name), "width": each.width, "height": each.height} for name, each in pairs]
+        images = [{"source": name, "width": each.width, "height": each.height} for name, each in pairs]
+        made = {"model": self.args.model, "recipe": self.recipe, "images": images, key: self.result}
+        print(for_stdout(json.dumps(plain(made), ensure_ascii=False)), flush=True)
+
+    def note_none(self) -> None:
+        """Says in which pictures nothing was found of what is looked for."""
+        for number, name in enumerate(self.names):
+            if not self.of(number):
+                note(f"{name}: no {self.args.what} found")
+
+    def draw(self, draw: Callable[[Picture, list[Any]], Picture]) -> None:
+        """Writes the files of --draw. Raises `OutputError`."""
+        from ..tasks.drawing import file_format
+
+        for number, path in enumerate(targets(self.args.draw, len(self.names))):
+            file = io.BytesIO()
+            draw(self.pictures[number], self.of(number)).save(file, file_format(path))
+            write_file(path, file.getvalue(), self.args.overwrite)
 
 
-def do(args: argparse.Namespace, sources: Sources, make: Any) -> tuple[Any, dict[str, Any]] | None:
-    """Loads the model and runs the task that `make` builds of a recipe.
-
-    Returns:
-        The result, and the beginning of what --json prints; None where Ctrl-C came first.
+def do(args: argparse.Namespace, make: Callable[..., Any]) -> Found:
+    """Reads the pictures, loads the model and runs the task that `make` builds of a recipe.
 
     Raises:
         Lfm2VlError: for whatever the user can put right.
+        KeyboardInterrupt: Ctrl-C came before the result.
     """
     from .. import GenerationOptions
+    from ..processing.load_image import load_image
     from ..tasks.run import TaskArguments, recipe_of, run
-    from .interrupt import Interrupt
 
+    policy = source_policy(args)
+    with Spinner("reading pictures"):
+        loaded = load_pictures(args.image, policy, args.color_management)
+    check_files(args, len(loaded))
     options = GenerationOptions(**sampling_options(args))
     model, processor = load_model(args)
-    recipe: Recipe = recipe_of(model, args.recipe)
-    task: Task[Any] = make(recipe)
-    sources.draw(args, processor.image_processor.config)
+    recipe = recipe_of(model, args.recipe)
+    task = make(recipe)
+    pictures = [load_image(picture, policy, processor.image_processor.config) for _, picture in loaded]
     with Interrupt() as interrupt, Spinner("reading the prompt") as spinner:
         try:
             how: TaskArguments = {"options": options, "stop": interrupt, "progress": spinner.count}
-            found = run(model, processor, task, sources.pictures, **how)
+            result = run(model, processor, task, pictures, **how)
         except AnswerError:
             if interrupt.happened:
-                return None
+                raise KeyboardInterrupt from None
             raise
-    return found, {"model": chosen_model(args), "recipe": recipe.name, "images": sources.as_objects()}
+    return Found(args, result, recipe.name, [shortened(name) for name, _ in loaded], pictures)
 
 
-def print_json(made: Any) -> None:
-    from ..tasks.export import plain
-
-    print(for_stdout(json.dumps(plain(made), ensure_ascii=False)), flush=True)
-
-
-def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns; numbers to the right."""
-    lines = [head, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    for line in lines:
+def print_found(head: Sequence[str], rows: Sequence[Sequence[Any]], several: bool) -> None:
+    """A table of what was found, if anything was: numbers to the right, and with `several` pictures their names."""
+    lines = [head, *([f"{cell:.1f}" if isinstance(cell, float) else cell for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines if rows else ():
         cells = [
-            cell.rjust(width) if _is_number(lines[-1][column]) else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.rjust(width) if isinstance(shown, float) else cell.ljust(width)
+            for cell, width, shown in zip(line, widths, rows[-1], strict=True)
         ]
-        print(for_stdout("  ".join(cells).rstrip()), flush=True)
-
-
-def _is_number(cell: str) -> bool:
-    return cell.replace(".", "", 1).isdigit()
+        print(for_stdout("  ".join(cells[not several :]).rstrip()), flush=True)
 
 
 def targets(path: str | None, number: int) -> list[str]:
@@ -164,14 +139,15 @@ def targets(path: str | None, number: int) -> list[str]:
     return [path] if number == 1 else [f"{stem}-{each}{suffix}" for each in range(1, number + 1)]
 
 
-def check_files(args: argparse.Namespace, paths: Iterable[str | None], drawn: Sequence[str] = ()) -> None:
-    """Raises `OutputError` for files that may not be written, and `OptionError` for a format of pictures that is not
-    known, before a model is loaded."""
+def check_files(args: argparse.Namespace, number: int) -> None:
+    """Raises `OutputError` for files that may not be written, and `OptionError` for a format of drawings that is not
+    known, before a model is loaded. `number` of pictures."""
     from ..tasks.drawing import file_format
 
+    drawn = targets(args.draw, number)
     for path in drawn:
         file_format(path)
-    given = [path for path in (*paths, *drawn) if path is not None]
+    given = [path for path in (args.coco, args.csv, *drawn) if path is not None]
     for path in given:
         if given.count(path) > 1:
             raise OptionError(f"{path}: is given for two files")
@@ -194,12 +170,3 @@ def write_file(path: str, data: bytes, overwrite: bool) -> None:
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
     note(f"{path}: written")
-
-
-def write_picture(path: str, picture: Picture, overwrite: bool) -> None:
-    """In the format that the name's ending says. Raises `OutputError`."""
-    from ..tasks.drawing import file_format
-
-    file = io.BytesIO()
-    picture.save(file, file_format(path))
-    write_file(path, file.getvalue(), overwrite)

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import one_line
 from .chat_help import completions
 from .inputs import expand, load_pictures
-from .options import print_stderr, wrapped
-from .progress import Spinner
+from .stderr import Spinner, print_stderr, wrapped
 from .videos import is_video, load_videos, size
 
 if TYPE_CHECKING:

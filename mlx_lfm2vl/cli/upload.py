@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..errors import counted
-from .options import note
+from .options import add
+from .stderr import note
 
 SUMMARY = "upload a model folder to the hub"
 DESCRIPTION = """\
@@ -19,14 +20,8 @@ already is not sent again, so the same command goes on with an upload that broke
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="model folder, as convert writes it")
     parser.add_argument("repo", metavar="OWNER/NAME", help="hub repository, made if it is not there")
-    add_options(parser)
+    add(parser, "--private", "--commit-message")
     parser.add_argument("--dry-run", action="store_true", help="check the folder and list what would be uploaded")
-
-
-def add_options(group: argparse._ActionsContainer) -> None:
-    """--private and --commit-message, which convert has too."""
-    group.add_argument("--private", action="store_true", help="make a new repository private")
-    group.add_argument("--commit-message", metavar="TEXT", help="message of the upload's commit")
 
 
 def run(args: argparse.Namespace) -> int:

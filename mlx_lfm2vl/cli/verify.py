@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .stderr import Bars
+
 SUMMARY = "measure what a quantised model lost"
 DESCRIPTION = """\
 Lets two models answer the same questions about pictures and compares what they expect, token by token, and their
@@ -33,7 +35,6 @@ def run(args: argparse.Namespace) -> int:
     from ..conversion import plot
     from ..conversion.quantization_error import measure
     from ..hub import resolve
-    from .progress import Bars
 
     calibration = Path(args.calibration).expanduser() if args.calibration else None
     with Bars() as bars:

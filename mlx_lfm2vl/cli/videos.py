@@ -7,30 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import counted
-from .argument_types import real
+from .chosen import picture_overrides
 from .inputs import DEFAULT_PROMPT, STDIN, expand, shortened, source
-from .options import note, picture_overrides
+from .stderr import note
 
 if TYPE_CHECKING:
     from .. import Lfm2VlProcessor, SourcePolicy, Video
 
 DEFAULT_VIDEO_PROMPT = "What happens in this video?"
-
-
-def add_videos(parser: argparse.ArgumentParser, help: str) -> None:
-    """--video and --fps."""
-    parser.add_argument("--video", nargs="+", action="extend", default=[], metavar="VIDEO", help=help)
-    add_fps(parser)
-
-
-def add_fps(parser: argparse.ArgumentParser) -> None:
-    """--fps."""
-    parser.add_argument(
-        "--fps",
-        type=real(0, above=True),
-        metavar="N",
-        help="frames per second to sample of each video (default: as the model's processor says, mostly 2)",
-    )
 
 
 def load_videos(names: Sequence[str], fps: float | None, policy: SourcePolicy) -> list[tuple[str, Video]]:
@@ -67,7 +51,7 @@ def check_picture_options(args: argparse.Namespace, processor: Lfm2VlProcessor) 
 
     given = [] if processor.frames_as_pictures else [*picture_overrides(args)]
     if given:
-        typed = {"do_image_splitting": "--tiling" if args.tiling else "--no-tiling"}
+        typed = {"do_image_splitting": "--tiling" if args.do_image_splitting else "--no-tiling"}
         option = typed.get(given[0], f"--{given[0].replace('_', '-')}")
         raise OptionError(f"{option} is for pictures, which videos of this model are not; leave it out")
 

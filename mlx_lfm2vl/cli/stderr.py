@@ -1,4 +1,5 @@
-"""Progress on stderr, where someone can see it: bars of work that is counted, a spinner before the first word."""
+"""What goes to stderr: lines, and where someone can see it, bars of work that is counted and a spinner before the first
+word."""
 
 from __future__ import annotations
 
@@ -8,10 +9,13 @@ import os
 import sys
 import threading
 import time
+import unicodedata
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any
 
+from ..errors import one_line
+
+PROGRAM = "mlx-lfm2vl"
 UNITS = {"weights": "B", "download": "B"}  # others count samples
 DELAY, PERIOD = 0.3, 0.1  # seconds before a spinner appears, and between its frames
 _CLEAR = b"\r\x1b[K"
@@ -31,7 +35,7 @@ class Bars:
     def __enter__(self) -> Bars:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -68,7 +72,7 @@ class Spinner:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.end()
 
     def show(self, what: str) -> None:
@@ -114,3 +118,45 @@ def above_progress() -> Iterator[None]:
             os.write(terminal, _CLEAR)
         _drawn.clear()
         yield
+
+
+def print_stderr(text: str) -> None:
+    """Writes to stderr. That nobody reads there, or a full disk, stops nothing."""
+    try:
+        with above_progress():
+            print(text, file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def wrapped(line: str) -> str:
+    """A line for stderr: where that is a terminal, in rows that end between words, else as it is."""
+    if not sys.stderr.isatty():
+        return line
+    columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    text, used = "", 0
+    for word in line.split(" "):
+        width = sum(map(_cells, word))
+        if used and used + 1 + width > columns >= 2 + width:  # a longer word is broken wherever it begins
+            text, used = f"{text}\n  {word}", 2 + width
+        else:
+            blank = " " if text else ""
+            text, used = text + blank + word, (used + len(blank) + width) % columns
+    return text
+
+
+def _cells(character: str) -> int:
+    """The columns of a terminal that a character takes."""
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def print_error(message: str) -> None:
+    """Writes the program's error line to stderr."""
+    print_stderr(wrapped(f"{PROGRAM}: error: {one_line(message)}"))
+
+
+def note(message: str) -> None:
+    """Writes a line to stderr that the user should know of but that stops nothing."""
+    print_stderr(wrapped(f"{PROGRAM}: {one_line(message)}"))
