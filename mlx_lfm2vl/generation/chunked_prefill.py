@@ -76,7 +76,6 @@ def prefill_in_pieces(
     unpadded prompt may continue what the cache holds. Chunks that were run stay in the cache when the work ends early.
 
     Args:
-        model: the model.
         prompt: ids and pictures of all rows.
         cache: what stands before the prompt; takes the prompt's states.
         chunk: tokens of a chunk. None is `prefill_chunk`.
