@@ -63,7 +63,7 @@ def held(engine: Engine, options: GenerationOptions) -> tuple[Request, threading
     entered, release = threading.Event(), threading.Event()
 
     def stop() -> bool:  # asked in the engine's thread
-        if answers and answers[0].started and not entered.is_set():
+        if answers and answers[0]._items and not entered.is_set():
             entered.set()
             release.wait(30)
         return False

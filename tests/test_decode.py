@@ -10,6 +10,7 @@ from conftest import GOLDEN, cache_by_backend, case_ids, logits_of, prompt_of
 
 from mlx_lfm2vl.config import GenerationConfig, Lfm2Config
 from mlx_lfm2vl.errors import InputError
+from mlx_lfm2vl.generation import chunked_prefill
 from mlx_lfm2vl.generation.chunked_prefill import Prompt, prefill, prefill_in_pieces
 from mlx_lfm2vl.generation.decode import GenerationBatch
 from mlx_lfm2vl.generation.options import GenerationOptions
@@ -37,20 +38,19 @@ def decode(
     cache_: Cache,
     sampler: Sampler,
     count: int,
-    **prefill_options,
 ) -> Iterator[list[int]]:
     """The next token of every row, so many times."""
-    logits = prefill(model, prompt, cache_, **prefill_options)
+    logits = prefill(model, prompt, cache_)
     steps = GenerationBatch(model, cache_, logits, sampler, prompt.padding)
     for step in range(count):
         yield steps.step(last=step + 1 == count)[0]
 
 
-def greedy(model, prompt: Prompt, count: int, **prefill_options) -> np.ndarray:
+def greedy(model, prompt: Prompt, count: int) -> np.ndarray:
     """(B, count) greedy tokens."""
     sampler = UniformSampler(GREEDY, count=len(prompt.input_ids))
     cache_ = Cache(model.config.text_config)
-    return np.array(list(decode(model, prompt, cache_, sampler, count, **prefill_options))).T
+    return np.array(list(decode(model, prompt, cache_, sampler, count))).T
 
 
 @pytest.mark.sampled(24)
@@ -65,14 +65,15 @@ def test_greedy_tokens_are_the_references(case_id, golden):
 @pytest.mark.sampled(12)
 @pytest.mark.parametrize("chunk", [1, 7, 64, 10_000])
 @pytest.mark.parametrize("case_id", ["gen2-several", "gen25-text", "gen2-batch-left"])
-def test_a_prompt_in_chunks_equals_the_whole(case_id, chunk, golden):
+def test_a_prompt_in_chunks_equals_the_whole(case_id, chunk, golden, monkeypatch):
+    monkeypatch.setattr(chunked_prefill, "prefill_chunk", lambda *_: chunk)
     case = golden(case_id)
     model = model_of(case.checkpoint)
     cache_ = Cache(model.config.text_config)
     result = []
 
     def pieces():
-        result.append((yield from prefill_in_pieces(model, prompt_of(case), cache_, chunk=chunk)))
+        result.append((yield from prefill_in_pieces(model, prompt_of(case), cache_)))
 
     seen = [done for done in pieces() if done]
     (logits,) = result
@@ -178,15 +179,16 @@ def test_logits_are_computed_for_the_last_position_only(golden, monkeypatch):
 
 
 @pytest.mark.backends("mlx")  # whose memory is all MLX's
-def test_chunks_keep_the_peak_of_a_long_prompt_low():
+def test_chunks_keep_the_peak_of_a_long_prompt_low(monkeypatch):
     model = model_of("gen25")
     prompt = Prompt(np.random.default_rng(0).integers(500, 800, (1, 3000)))
 
     def peak(chunk: int) -> int:
+        monkeypatch.setattr(chunked_prefill, "prefill_chunk", lambda *_: chunk)
         mx.clear_cache()
         mx.reset_peak_memory()
         before = mx.get_active_memory()
-        mx.eval(prefill(model, prompt, Cache(model.config.text_config), chunk=chunk))
+        mx.eval(prefill(model, prompt, Cache(model.config.text_config)))
         return mx.get_peak_memory() - before
 
     assert peak(128) < peak(3000) / 4

@@ -70,9 +70,6 @@ class Selector:
     state: list[mx.array] = field(default_factory=list)
     reads_tokens = False
 
-    def observe(self, tokens: mx.array, vocabulary: int) -> None:
-        """Nothing: `ids` holds the prompt from the beginning."""
-
     def accept(self, tokens: list[int]) -> None:
         """Nothing: tokens are not read."""
 

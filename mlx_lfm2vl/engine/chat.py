@@ -132,6 +132,7 @@ class EngineChat:
         begin: Callable[..., tuple[Turn, EncodedPrompt]],
         read: Callable[[], ReadPictures] | None = None,
         remote: bool = False,
+        /,
         *,
         options: GenerationOptions | None = None,
         wait: float = 0.0,

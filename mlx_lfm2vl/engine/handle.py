@@ -1,4 +1,5 @@
-"""One piece of work that waits for, or runs in, an engine's thread, seen from the threads that want its result."""
+"""One piece of work that waits for, or runs in, an engine's thread, seen from the threads that want its result; and the
+threads in which sinks are given it."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ class SinkThreads:
     """Requests of one engine that have not given their sink all yet. Safe to use from any thread."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
         self._threads: set[threading.Thread] = set()
 
     @property
@@ -55,28 +56,21 @@ class SinkThreads:
             except BaseException as error:
                 failed(error)
             finally:
-                self._remove(thread)
+                with self._lock:
+                    self._threads.discard(thread)
 
         thread = threading.Thread(target=feed, name="mlx-lfm2vl sink", daemon=True)
-        with self._changed:
-            self._threads.add(thread)
-        try:
+        with self._lock:
             thread.start()
-        except RuntimeError:
-            self._remove(thread)
-            raise
+            self._threads.add(thread)
 
     def wait(self, end: float) -> None:
         """Waits until all sinks but that of the thread which calls have been given all, until `end` of
         `time.monotonic` at the latest."""
-        with self._changed:
+        with self._lock:
             others = self._threads - {threading.current_thread()}
-            self._changed.wait_for(lambda: not others & self._threads, max(0.0, end - time.monotonic()))
-
-    def _remove(self, thread: threading.Thread) -> None:
-        with self._changed:
-            self._threads.discard(thread)
-            self._changed.notify_all()
+        for thread in others:
+            thread.join(max(0.0, end - time.monotonic()))
 
 
 class Owner(Protocol):
@@ -112,7 +106,6 @@ class Request:
         self._news = threading.Condition()
         self._listeners: list[Callable[[], None]] = []  # told of each item, of which they must make little
         self._ended = self._heard = self._read = False
-        self.started = False
         self.abandoned = False  # cancelled by the engine itself
         self.owner: Owner | None = None
         self.so_far: Callable[[], Statistics] | None = None  # known while the request is answered
@@ -260,19 +253,15 @@ class Request:
     def deliver(self, item: Item) -> None:
         """Hands a piece or an error to the readers. Nothing follows a last piece or an error."""
         with self._lock:
-            self._deliver(item)
-
-    def _deliver(self, item: Item) -> None:
-        if self._ended:
-            return
-        self.started = True
-        if isinstance(item, Lfm2VlError):
-            drop_frames(item)
-        if isinstance(item, GenerationResponse) and item.finish_reason == "cancelled" and not self._cancelled.is_set():
-            item = replace(item, finish_reason="deadline") if self._late() else item
-        if self.turn is not None:
-            self.turn.fail() if isinstance(item, BaseException) else self.turn.hear(item)
-        self._keep(item)
+            if self._ended:
+                return
+            if isinstance(item, Lfm2VlError):
+                drop_frames(item)
+            if isinstance(item, GenerationResponse) and item.finish_reason == "cancelled" and self._late():
+                item = item if self._cancelled.is_set() else replace(item, finish_reason="deadline")
+            if self.turn is not None:
+                self.turn.fail() if isinstance(item, BaseException) else self.turn.hear(item)
+            self._keep(item)
 
     def _keep(self, item: Item) -> None:
         with self._news:
@@ -308,13 +297,13 @@ class Request:
         statistics = so_far()
         with self._lock:
             tokens = sum(len(item.tokens) for item in self._items if isinstance(item, GenerationResponse))
-            self._deliver(GenerationResponse("", (), "cancelled", replace(statistics, generated_tokens=tokens)))
+            self.deliver(GenerationResponse("", (), "cancelled", replace(statistics, generated_tokens=tokens)))
 
     def give_up(self) -> None:
         """Delivers the end of a cancelled request, if nothing has come of it."""
         with self._lock:
-            if not self.started:
-                self._deliver(GenerationResponse("", (), "cancelled", NOTHING))
+            if not self._items:
+                self.deliver(GenerationResponse("", (), "cancelled", NOTHING))
 
 
 def check_seconds(name: str, value: float) -> float:

@@ -77,10 +77,9 @@ class Waiting:
         self._gone: list[Request] = []  # cancelled before their turn, and not told so yet
         self._running: list[Job] = []
         self._loaded: Loaded | None = None
-        self._all_ready = False
         self._reading: list[Job] = []  # what readers are at and somebody still wants
         self._readers = 0
-        self._held = False  # between two models
+        self._held = True  # until a model is there, or cannot be loaded
         self.closed = False
 
     def __len__(self) -> int:
@@ -112,13 +111,13 @@ class Waiting:
     def begin(self, loaded: Loaded | None) -> None:
         """Lets readers begin. With None, where no model is there, every job counts as ready."""
         with self._changed:
-            self._loaded, self._all_ready, self._held = loaded, loaded is None, False
+            self._loaded, self._held = loaded, False
             self._news()
 
     def hold(self) -> list[Request]:
         """Lets nothing be taken until `begin` is called; the requests that wait, and those that run."""
         with self._changed:
-            self._held, self._loaded, self._all_ready = True, None, False
+            self._held, self._loaded = True, None
             self._changed.notify_all()
             return [job.request for job in self._jobs + self._running]
 
@@ -201,7 +200,7 @@ class Waiting:
         `before`, questions only, of which work that came after that time holds up none."""
         found: list[Job] = []
         for job in self._firsts():
-            if not (job.ready or self._all_ready):
+            if not job.ready and self._loaded is not None:
                 continue
             if job.work is not None and before is not None:
                 if job.since < before:

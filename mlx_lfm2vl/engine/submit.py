@@ -37,7 +37,7 @@ def settings(model: weakref.ref[Lfm2VlForConditionalGeneration]) -> ModelSetting
     known = model()
     if known is None:
         raise EngineClosedError("the engine let go of its model before the request was read; ask again")
-    return ModelSettings.of(known)
+    return ModelSettings(known.config, getattr(known, "generation_config", None))
 
 
 def read_request(

@@ -32,7 +32,8 @@ _workers: weakref.WeakKeyDictionary[Worker, int] = weakref.WeakKeyDictionary()  
 
 
 class TimeoutThread:
-    """Calls `expire` after each `notify`, and at the time (of `time.monotonic`) that it has returned, if any."""
+    """Calls `expire`, while the engine's own thread works: after each `notify`, which may come from anywhere (while an
+    object is deleted, too), and at the time (of `time.monotonic`) that it has returned, if any."""
 
     def __init__(self, expire: Callable[[], float | None]):
         self._expire = expire

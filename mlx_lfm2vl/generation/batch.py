@@ -87,7 +87,7 @@ def generate_batch(
                     answers[index] = Completion(error=error)
                     break
                 del request
-            for id, item in step(scheduler, stop):
+            for id, item in scheduler.step() if stop is None else step(scheduler, stop):
                 index, _, responses = rows[id]
                 if isinstance(item, GenerationResponse):
                     responses.append(item)

@@ -66,7 +66,6 @@ def prefill_in_pieces(
     prompt: Prompt,
     cache: Cache,
     *,
-    chunk: int | None = None,
     pauses: Collection[int] = (),
     paused: Callable[[int], None] | None = None,
 ) -> Pieces[mx.array]:
@@ -76,10 +75,8 @@ def prefill_in_pieces(
     unpadded prompt may continue what the cache holds. Chunks that were run stay in the cache when the work ends early.
 
     Args:
-        model: the model.
         prompt: ids and pictures of all rows.
         cache: what stands before the prompt; takes the prompt's states.
-        chunk: tokens of a chunk. None is `prefill_chunk`.
         pauses: a chunk ends where the cache holds one of these numbers of tokens; more may be added meanwhile.
         paused: told of each.
 
@@ -112,7 +109,7 @@ def prefill_in_pieces(
         end = 0
         while end < length:
             start, before = end, cache.offset
-            end = min(start + (chunk or prefill_chunk(model.config.text_config, rows, before)), length)
+            end = min(start + prefill_chunk(model.config.text_config, rows, before), length)
             end = min((pause - before + start for pause in pauses if 0 < pause - before < end - start), default=end)
             begun, context = cache.checkpoint(detach=False), Context.following(end - start, before, padding)
             try:

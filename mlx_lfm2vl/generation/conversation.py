@@ -146,7 +146,7 @@ class Conversation:
             return self._begin([*self.messages, {"role": role, "content": shown}], options, cancel)
 
     def ask_again(
-        self, *, continued: bool = False, options: GenerationOptions | None = None, cancel: Callable[[], None]
+        self, *, continued: bool = False, options: GenerationOptions | None, cancel: Callable[[], None]
     ) -> tuple[Turn, EncodedPrompt]:
         """Begins the last turn anew: in place of its answer, or with it, if it is `continued`. Raises `PromptError` if
         there is none, or one to continue is no text."""

@@ -29,12 +29,8 @@ from .sampler import Sampler, UniformSampler
 
 
 class GenerationBatch:
-    """Rows that are being decoded, one step ahead of what was read once the first tokens were.
-
-    Attributes:
-        ready: whether all tokens were returned that were chosen, and the step behind them is not dispatched, so that
-            `verify` can follow.
-    """
+    """Rows that are being decoded, one step ahead of what was read once the first tokens were. `ready`: whether all
+    tokens that were chosen were returned, and the step behind them is not dispatched, so that `verify` can follow."""
 
     def __init__(
         self,

@@ -64,13 +64,7 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer, options: GenerationOptions, ends: Iterable[int]):
-        """Without text so far.
-
-        Args:
-            tokenizer: the model's.
-            options: those of the answer, for its stop texts.
-            ends: ids of the tokens that end an answer.
-        """
+        """`options`: of the answer, for its stop texts; `ends`: ids of the tokens that end it."""
         self._tokenizer, self._decoder = tokenizer, Decoder(tokenizer, special=False)
         self._stop = options.stop
         added = tokenizer.backend.get_added_tokens_decoder()

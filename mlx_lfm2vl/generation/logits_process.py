@@ -31,11 +31,7 @@ class LogitsProcessor(Protocol):
 
 
 class RowState:
-    """A row as its processors and its grammar see it.
-
-    Attributes:
-        matcher: follows the answer, if it holds to a form.
-    """
+    """A row as its processors and its grammar see it. `matcher` follows the answer, if it holds to a form."""
 
     def __init__(
         self, processors: Iterable[LogitsProcessor] = (), tokens: Sequence[int] = (), matcher: Matcher | None = None

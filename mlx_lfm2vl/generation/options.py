@@ -162,10 +162,6 @@ class ModelSettings:
     config: ModelConfig
     generation_config: Any
 
-    @classmethod
-    def of(cls, model: Lfm2VlForConditionalGeneration) -> ModelSettings:
-        return cls(model.config, getattr(model, "generation_config", None))
-
 
 _STATED = ("eos_token_id", *(each.name for each in fields(GenerationConfig) if each.name != "eos_token_ids"))
 _recommended = lru_cache(maxsize=32)(GenerationConfig.recommended)  # the same for all answers of a model

@@ -23,7 +23,7 @@ from .options import generation_config
 from .prompt_cache import PromptCache
 from .prompt_entry import Recorder, checkpoint_places
 from .request import EncodedPicture, take_views
-from .sampler import Sampler, UniformSampler
+from .sampler import UniformSampler
 from .sequence import Sequence
 from .vision_cache import VisionCache
 from .watch import Cancelled, Pieces
@@ -52,7 +52,6 @@ def prefill_rows(
     """Runs the prompts of rows, a piece at a time.
 
     Args:
-        model: the model.
         rows: one, or several without a `source`. The patches of their pictures are taken.
         vision_cache: where encoded pictures are found and kept.
         prompt_cache: where states are kept: at the `points` of a single row, behind its pictures and turns.
@@ -83,25 +82,17 @@ def prefill_rows(
 
 
 def prefill_forced(model: Lfm2VlForConditionalGeneration, row: Sequence, cache: Cache) -> Pieces[GenerationBatch]:
-    """Runs tokens of an answer that its grammar forces.
-
-    Args:
-        model: the model.
-        row: whose last tokens are to be run.
-        cache: of the row alone, with the tokens before.
-
-    Raises:
-        OutOfMemoryError, NotFiniteError
-    """
+    """Runs the last tokens of a row, which its grammar forces. `cache`: of the row alone, with the tokens before.
+    Raises `OutOfMemoryError`, `NotFiniteError`."""
     with allocations("the answer's next tokens"):
         logits = yield from prefill_in_pieces(model, Prompt(row.tokens[None, cache.offset :]), cache)
         return GenerationBatch(model, cache, logits, _sampler(model, [row]), first=False)
 
 
-def _sampler(model: Lfm2VlForConditionalGeneration, rows: List[Sequence]) -> Sampler:
+def _sampler(model: Lfm2VlForConditionalGeneration, rows: List[Sequence]) -> UniformSampler | BatchedSampler:
     """For the tokens that follow those which the rows have."""
     every = [UniformSampler(row.options, row.generated, row.state) for row in rows]
-    sampler: Sampler = every[0] if len(every) == 1 else BatchedSampler(every)
+    sampler = every[0] if len(every) == 1 else BatchedSampler(every)
     if any(row.options.repetition_penalty != 1 for row in rows):
         sampler.observe(mx.array(_right_aligned(rows)), model.config.text_config.vocab_size)
     return sampler
@@ -163,31 +154,29 @@ def _prefill_row(
     if source is not None and known == len(ids):
         assert source[1].logits is not None
         return cache, source[1].logits
-    if recorder is not None:
-        places = checkpoint_places(ids, spans, row.ends, known)
-        row.points = {**dict.fromkeys(places[:-1], False), **dict.fromkeys(places[-1:], True), **row.points}
+    text = Prompt(ids[None, known:], images=images, answer=row.limit)
+    if recorder is None or prompt_cache is None:
+        return cache, (yield from prefill_in_pieces(model, text, cache))
+    places = checkpoint_places(ids, spans, row.ends, known)
+    row.points = {**dict.fromkeys(places[:-1], False), **dict.fromkeys(places[-1:], True), **row.points}
+
+    def keep() -> None:
+        """Lets others begin with what there is now."""
+        prompt_cache.put(recorder.entry(cache.copy(), row.generated))
 
     def paused(at: int) -> None:
-        assert recorder is not None
         recorder.take(cache)
         if row.points[at]:
             keep()
 
-    def keep() -> None:
-        """Lets others begin with what there is now."""
-        assert recorder is not None and prompt_cache is not None
-        prompt_cache.put(recorder.entry(cache.copy(), row.generated))
-
-    text = Prompt(ids[None, known:], images=images, answer=row.limit)
     try:
         logits = yield from prefill_in_pieces(model, text, cache, pauses=row.points, paused=paused)
     except Cancelled:
-        if recorder is not None and cache.offset > known:
+        if cache.offset > known:
             recorder.take(cache)
             keep()
         raise
-    if recorder is not None:
-        recorder.take(cache, logits)
+    recorder.take(cache, logits)
     return cache, logits
 
 

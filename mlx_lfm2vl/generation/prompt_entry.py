@@ -115,26 +115,18 @@ class Recorder:
         return Entry(ids, pictures, cache, tuple(self.checkpoints))
 
 
-def common_length(one: Sequence[int] | np.ndarray, other: Sequence[int] | np.ndarray) -> int:
-    """The number of ids that two lists begin with alike."""
-    length = min(len(one), len(other))
-    differ = np.flatnonzero(np.array(one[:length], np.int64) != np.array(other[:length], np.int64))
-    return int(differ[0]) if len(differ) else length
-
-
 def shared_length(
     one: np.ndarray, pictures: Sequence[PictureSpan], other: np.ndarray, others: Sequence[PictureSpan]
 ) -> int:
     """The number of tokens that two prompts begin with alike. Pictures are alike by place and key."""
-    limit = common_length(one, other)
+    length = min(len(one), len(other))
+    differ = np.flatnonzero(one[:length] != other[:length])
+    limit = int(differ[0]) if len(differ) else length
     for ours, theirs in zip(pictures, others, strict=False):
         if ours != theirs:
             return min(limit, ours.start, theirs.start)
     # a picture that only one of them has ends the likeness by its ids, but for its first marker
-    for extra in (*pictures[len(others) :], *others[len(pictures) :]):
-        if extra.start < limit:
-            limit = extra.start
-    return limit
+    return min([limit, *(extra.start for extra in (*pictures[len(others) :], *others[len(pictures) :]))])
 
 
 def checkpoint_places(ids: np.ndarray, pictures: Sequence[PictureSpan], ends: Sequence[int], known: int) -> list[int]:

@@ -27,9 +27,6 @@ NOT_FINITE = -1  # in place of a token that no logits could be chosen by
 class Sampler(Protocol):
     """Chooses the next token of every row of a batch."""
 
-    def observe(self, tokens: mx.array, vocabulary: int) -> None:
-        """Counts tokens (B, L) as seen, for the repetition penalty."""
-
     def __call__(self, logits: mx.array) -> mx.array:
         """Logits (B, vocabulary) to tokens (B,) int32, which count as seen; `NOT_FINITE` where logits are not."""
 
@@ -135,6 +132,7 @@ class UniformSampler:
         return len(self._rows)
 
     def observe(self, tokens: mx.array, vocabulary: int) -> None:
+        """Counts tokens (B, L) as seen, for the repetition penalty."""
         if self.kind.penalty:
             seen = np.zeros((tokens.shape[0], vocabulary), bool)
             np.put_along_axis(seen, np.array(tokens), True, axis=1)  # a prompt is on the host

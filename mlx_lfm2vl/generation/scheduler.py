@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as List
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 from ..backends.memory import allocations
 from ..backends.thread_state import computing
@@ -65,6 +65,7 @@ class Scheduler:
         self._running = Running(model.config.text_config.vocab_size)
         self._answers: Ngrams | None = None  # of rows with drafts
         self._most: int | None = None  # rows at a time, once a step of more has failed
+        self._numpy = getattr(model, "backend", None) == "numpy"  # whose layers ask whether they are cancelled
         self._count = 0
         self.agree: Callable[[Exception], None] = lambda _: None  # told of each error before it is dealt with
 
@@ -179,7 +180,7 @@ class Scheduler:
         prefill = self._prefilling.popleft()
         length = max(len(row.tokens) for row in prefill.rows)
         try:
-            with cancellation(prefill.check):  # which a backend asks within its layers that computes when called
+            with cancellation(prefill.check) if self._numpy else nullcontext():
                 done = next(prefill.work)
         except StopIteration as end:
             yield from self._join(prefill.rows, end.value)

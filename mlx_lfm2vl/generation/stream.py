@@ -114,12 +114,12 @@ def make_scheduler(
     return made(model, tokenizer, vision_cache=vision_cache, prompt_cache=prompt_cache)
 
 
-def step(scheduler: Scheduler, stop: Stop | None) -> list[Output]:
+def step(scheduler: Scheduler, stop: Stop) -> list[Output]:
     """One step. `stop` is asked before, and within a prompt's layers by a backend that computes when it is called; true
     cancels all rows."""
 
     def ask() -> None:
-        if stop is not None and stop():
+        if stop():
             scheduler.cancel_all()
 
     ask()
@@ -138,12 +138,13 @@ def drive(
         stop: as in `step`.
         progress: told of the tokens of the prompt that are done, and of all.
     """
-    check_callable("stop", stop)
-    check_callable("progress", progress)
+    for name, function in (("stop", stop), ("progress", progress)):
+        if function is not None:
+            check_callable(name, function)
     before = 0
     with wired_limit():
         while len(scheduler):
-            outputs = step(scheduler, stop)
+            outputs = scheduler.step() if stop is None else step(scheduler, stop)
             if progress is not None and row.prefilled > before:
                 progress(row.prefilled, len(row.ids))
             before = row.prefilled

@@ -80,8 +80,6 @@ class ToolCallReader(ValueReader[Event]):
     """Reads a block from the token `CALL_START` on.
 
     Attributes:
-        text: what has come.
-        at: how far it is read.
         taken: how far events tell of it, behind the last whole call at least.
         ended: whether the block's end is read, or an error ends it.
     """

@@ -49,9 +49,8 @@ class VisionStore:
         if key not in self:
             return None
         try:
-            header = read_header(file)
-            info = header.get(NAME)
-            if info is None or info.shape != (count, self._hidden) or DTYPES.get(info.dtype) != self._dtype:
+            found = {name: (info.shape, DTYPES.get(info.dtype)) for name, info in read_header(file).items()}
+            if found != {NAME: ((count, self._hidden), self._dtype)}:
                 raise WeightsError("it does not hold the tokens of a view")
             tokens = kept_files.read(file, "numbers")[NAME]
         except (WeightsError, OSError, RuntimeError) as error:
