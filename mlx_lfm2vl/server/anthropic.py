@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from .api_request import ApiRequest, Parts, Rules, deadline, joined, max_tokens, options, past_call, sampling, stops
+from ..generation.options import GenerationOptions
+from .api_request import ApiRequest, Parts, Rules, deadline, joined, max_tokens, past_call, sampling, stops
 from .fields import Fields, shown
 from .pictures import Pictures
 from .response_format import json_schema
@@ -30,14 +31,16 @@ THOUGHTS = {"thinking": ("thinking", "signature"), "redacted_thinking": ("data",
 def parse(fields: Fields, rules: Rules) -> ApiRequest:
     """The request of a body. Raises `ApiError`."""
     prompt, tools = _prompt(fields, rules)
-    stop = stops(fields, "stop_sequences", rules.limits)
-    longest = max_tokens(fields, "max_tokens", required=True)
+    given: dict[str, Any] = {
+        "stop": stops(fields, "stop_sequences", rules.limits),
+        "max_tokens": max_tokens(fields, "max_tokens", required=True),
+    }
     fields.inside("metadata").text("user_id", longest=1000)
     fields.only("service_tier", "auto", "standard_only")
-    given = sampling(fields) | {"response_format": tools.form(fields, _format(fields, rules))}
+    given |= sampling(fields) | {"response_format": tools.form(fields, _format(fields, rules))}
     asked = ApiRequest(
         **prompt,
-        options=options(given, stop, longest),
+        options=GenerationOptions(**given),
         deadline=deadline(fields),
         stream=fields.flag("stream") or False,
     )
@@ -50,7 +53,7 @@ def parse_count(fields: Fields, rules: Rules) -> ApiRequest:
     prompt, _ = _prompt(fields, rules)
     _format(fields, rules)
     fields.close()
-    return ApiRequest(**prompt, options=options({}, (), None))
+    return ApiRequest(**prompt, options=GenerationOptions())
 
 
 def _prompt(fields: Fields, rules: Rules) -> tuple[dict[str, Any], Tools]:

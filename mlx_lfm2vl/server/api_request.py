@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,22 +45,15 @@ class ApiRequest:
 
 def sampling(fields: Fields) -> dict[str, Any]:
     """Arguments of `GenerationOptions` that all protocols spell alike, and those that only this server has."""
+    seed = fields.whole("seed", -(2**63), 2**64 - 1)
     return {
         "temperature": fields.number("temperature", 0, 100),
         "top_p": fields.number("top_p", 0, 1),
         "min_p": fields.number("min_p", 0, 1),
         "top_k": fields.whole("top_k", 0, 2**31),
         "repetition_penalty": fields.number("repetition_penalty", 0.01, 100),
-        "seed": fields.whole("seed", -(2**63), 2**64 - 1),
+        "seed": None if seed is None else seed % 2**64,
     }
-
-
-def options(given: dict[str, Any], stop: Iterable[str], max_tokens: int | None) -> GenerationOptions:
-    """The options of an answer, from fields in their ranges."""
-    seed = given.pop("seed", None)
-    return GenerationOptions(
-        max_tokens=max_tokens, stop=tuple(stop), seed=None if seed is None else seed % 2**64, **given
-    )
 
 
 def max_tokens(fields: Fields, *names: str, required: bool = False) -> int | None:

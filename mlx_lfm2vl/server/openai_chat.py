@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, options, past_call, sampling, stops
+from ..generation.options import GenerationOptions
+from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, past_call, sampling, stops
 from .fields import Fields, shown
 from .logprobs import likeliest
 from .pictures import Pictures
@@ -27,6 +28,8 @@ def parse(fields: Fields, rules: Rules) -> ApiRequest:
     usage = _stream_usage(fields, stream)
     tools = openai_tools(fields, rules, nested=True)
     given = sampling(fields) | {
+        "stop": _stops(fields, rules),
+        "max_tokens": max_tokens(fields, "max_completion_tokens", "max_tokens"),
         "logprobs": logprobs,
         "top_logprobs": top_logprobs,
         "frequency_penalty": fields.number("frequency_penalty", -2, 2),
@@ -38,7 +41,7 @@ def parse(fields: Fields, rules: Rules) -> ApiRequest:
         model,
         messages,
         tools.schemas,
-        options(given, _stops(fields, rules), max_tokens(fields, "max_completion_tokens", "max_tokens")),
+        GenerationOptions(**given),
         parts.pictures.overrides(fields),
         parts.pictures.detail,
         choices=fields.whole("n", 1, limits.choices) or 1,
