@@ -17,7 +17,6 @@ from ..processing.conversation import CALL_END, CALL_START
 from ..processing.tokenizer import Tokenizer
 from .api_error import ApiError
 from .api_request import ApiRequest
-from .logprobs import entries
 from .tool_calls import CallDelta, CallReader, joined_calls
 
 
@@ -109,6 +108,23 @@ def _reason(response: GenerationResponse, statistics: Statistics, calls: CallRea
     if response.finish_reason == "stop":
         return "tool_calls" if calls.count and not calls.broken else "stop"
     return "length"
+
+
+def entries(response: GenerationResponse, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """An entry for each token; none for an answer without logprobs."""
+    if response.logprobs is None:
+        return []
+    found = []
+    tops = response.top_logprobs or ((),) * len(response.tokens)
+    for token, logprob, top in zip(response.tokens, response.logprobs, tops, strict=True):
+        likely = [_entry(each.text, each.logprob) for each in top]
+        found.append(_entry(tokenizer.decode([token]), logprob) | {"top_logprobs": likely})
+    return found
+
+
+def _entry(text: str, logprob: float) -> dict[str, Any]:
+    """`bytes` is empty for a token that is a part of a character."""
+    return {"token": text, "logprob": logprob, "bytes": [] if "\ufffd" in text else list(text.encode())}
 
 
 def calls_of(answer: Sequence[Piece]) -> list[CallDelta]:

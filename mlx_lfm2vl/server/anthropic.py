@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from ..generation.options import GenerationOptions
@@ -30,34 +31,30 @@ THOUGHTS = {"thinking": ("thinking", "signature"), "redacted_thinking": ("data",
 
 def parse(fields: Fields, rules: Rules) -> ApiRequest:
     """The request of a body. Raises `ApiError`."""
-    prompt, tools = _prompt(fields, rules)
-    given: dict[str, Any] = {
+    asked, tools = _prompt(fields, rules)
+    given = sampling(fields) | {
         "stop": stops(fields, "stop_sequences", rules.limits),
         "max_tokens": max_tokens(fields, "max_tokens", required=True),
+        "response_format": tools.form(fields, _format(fields, rules)),
     }
     fields.inside("metadata").text("user_id", longest=1000)
     fields.only("service_tier", "auto", "standard_only")
-    given |= sampling(fields) | {"response_format": tools.form(fields, _format(fields, rules))}
-    asked = ApiRequest(
-        **prompt,
-        options=GenerationOptions(**given),
-        deadline=deadline(fields),
-        stream=fields.flag("stream") or False,
-    )
+    stream = fields.flag("stream") or False
+    asked = replace(asked, options=GenerationOptions(**given), deadline=deadline(fields), stream=stream)
     fields.close()
     return asked
 
 
 def parse_count(fields: Fields, rules: Rules) -> ApiRequest:
     """The request whose tokens are to be counted. Raises `ApiError`."""
-    prompt, _ = _prompt(fields, rules)
+    asked, _ = _prompt(fields, rules)
     _format(fields, rules)
     fields.close()
-    return ApiRequest(**prompt, options=GenerationOptions())
+    return asked
 
 
-def _prompt(fields: Fields, rules: Rules) -> tuple[dict[str, Any], Tools]:
-    """The prompt, as arguments of an `ApiRequest`."""
+def _prompt(fields: Fields, rules: Rules) -> tuple[ApiRequest, Tools]:
+    """The request with its prompt alone."""
     parts = Parts(rules)
     model = fields.text("model", required=True)
     system = parts.content(fields, "system", _text_only, required=False)
@@ -71,8 +68,8 @@ def _prompt(fields: Fields, rules: Rules) -> tuple[dict[str, Any], Tools]:
     thinking.choice("display", ("summarized", "omitted"))
     fields.refuse(NOT_OFFERED, "leave it out")
     fields.only("speed", "standard")
-    prompt = {"model": model, "messages": messages, "tools": tools.schemas, "image_overrides": overrides}
-    return prompt | {"several_calls": tools.several}, tools
+    several = tools.several
+    return ApiRequest(model, messages, tools.schemas, GenerationOptions(), overrides, several_calls=several), tools
 
 
 def _hint(fields: Fields) -> None:

@@ -106,18 +106,18 @@ class Recorded:
             record.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
-        with self._metrics.in_flight():
-            try:
-                self._access.check(scope)
-                scope["app"] = self  # for Starlette: a method that is not allowed is an exception
-                await self._router(scope, receive, noted)
-            except ConnectionError:
-                record.status = GONE
-            except Exception as error:
-                await self._refuse(error, record, noted, anthropic)
-            finally:
-                self._metrics.add(record)
-                self._write(record.line())
+        self._metrics.begin()
+        try:
+            self._access.check(scope)
+            scope["app"] = self  # for Starlette: a method that is not allowed is an exception
+            await self._router(scope, receive, noted)
+        except ConnectionError:
+            record.status = GONE
+        except Exception as error:
+            await self._refuse(error, record, noted, anthropic)
+        finally:
+            self._metrics.add(record)
+            self._write(record.line())
 
     def _no_route(self, error: HTTPException, record: RequestRecord) -> ApiError:
         path = record.path[:200]

@@ -7,13 +7,13 @@ from typing import Any
 from ..generation.options import GenerationOptions
 from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, past_call, sampling, stops
 from .fields import Fields, shown
-from .logprobs import likeliest
 from .pictures import Pictures
 from .response_format import response_format
 from .tools import openai_tools
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 NOT_OFFERED = ("audio", "functions", "moderation", "prediction", "prompt_cache_options", "web_search_options")
+MOST_LIKELIEST = 20  # tokens in each place
 TAGS = ("user", "safety_identifier", "prompt_cache_key")  # texts for the caller's own records
 
 
@@ -57,6 +57,14 @@ def parse(fields: Fields, rules: Rules) -> ApiRequest:
     fields.only("verbosity", "medium")
     close(fields)
     return asked
+
+
+def likeliest(fields: Fields, asked: bool, flag: str) -> int:
+    """The field `top_logprobs`, which is only for answers with logprobs. Raises `ApiError`."""
+    count: int = fields.whole("top_logprobs", 0, MOST_LIKELIEST) or 0
+    if count and not asked:
+        fields.fail("top_logprobs", f"is given without {flag}")
+    return count
 
 
 def _stops(fields: Fields, rules: Rules) -> tuple[str, ...]:

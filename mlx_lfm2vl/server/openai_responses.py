@@ -7,8 +7,7 @@ from typing import Any
 from ..generation.options import GenerationOptions
 from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, past_call, sampling
 from .fields import Fields, shown
-from .logprobs import likeliest
-from .openai_chat import close, system_role
+from .openai_chat import close, likeliest, system_role
 from .pictures import Pictures
 from .response_format import response_format
 from .tools import openai_tools
