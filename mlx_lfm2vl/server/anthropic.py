@@ -8,10 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..generation.options import GenerationOptions
-from .api_request import ApiRequest, Parts, Rules, deadline, joined, max_tokens, past_call, sampling, stops
+from .api_request import ApiRequest, Parts, Rules, deadline, joined, json_schema, max_tokens, past_call, sampling, stops
 from .fields import Fields, shown
 from .pictures import Pictures
-from .response_format import json_schema
 from .tools import Tool, Tools, tool_of
 
 ROLES = ("user", "assistant")

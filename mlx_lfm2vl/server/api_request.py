@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..constraints.response_format import ResponseFormat
+from ..errors import ConstraintError
 from ..generation.options import MAX_TOKENS, GenerationOptions
 from .fields import Fields, shown
 from .limits import Limits
@@ -14,6 +16,7 @@ from .pictures import Pictures
 
 LONGEST_STOP = 1000
 MOST = 10**6  # objects that are made of one list
+FORM_TYPES = ("text", "json_object", "json_schema")
 DEADLINES = 86400.0  # seconds
 
 
@@ -73,6 +76,36 @@ def stops(fields: Fields, name: str, limits: Limits) -> tuple[str, ...]:
 def deadline(fields: Fields) -> float | None:
     """Seconds after which the answer is cut."""
     return fields.number("deadline", 0, DEADLINES, above=True)
+
+
+def response_format(fields: Fields, name: str, rules: Rules, nested: bool = True) -> ResponseFormat | None:
+    """The form in OpenAI's spelling: a schema stands in the object `json_schema` (`nested`), or beside the type. Raises
+    `ApiError`."""
+    format = fields.object(name)
+    if format is None:
+        return None
+    kind = format.choice("type", FORM_TYPES, required=True)
+    if kind != "json_schema":
+        return ResponseFormat.json_object() if kind == "json_object" else None
+    inner = format.object("json_schema", required=True) if nested else format
+    inner.name("name", 64)
+    inner.text("description")
+    inner.flag("strict")  # an answer always holds to its schema
+    return json_schema(inner, rules)
+
+
+def json_schema(fields: Fields, rules: Rules) -> ResponseFormat:
+    """The form of the JSON schema in the field `schema`. Raises `ApiError`."""
+    schema = fields.schema("schema", rules.limits.schema_characters, required=True)
+    return held(fields, "schema", lambda: ResponseFormat.json_schema(schema))
+
+
+def held(fields: Fields, name: str, make: Callable[[], ResponseFormat]) -> ResponseFormat:
+    """A form, if it can be held. Raises `ApiError` naming the field."""
+    try:
+        return make()
+    except ConstraintError as error:
+        fields.fail(name, f"cannot be held: {error}")
 
 
 def joined(items: list[dict[str, Any]]) -> Any:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..generation.options import GenerationOptions
-from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, past_call, sampling, stops
+from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, past_call, response_format, sampling, stops
 from .fields import Fields, shown
 from .pictures import Pictures
-from .response_format import response_format
 from .tools import openai_tools
 
 ROLES = ("system", "developer", "user", "assistant", "tool")

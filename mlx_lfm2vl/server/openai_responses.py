@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..generation.options import GenerationOptions
-from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, past_call, sampling
+from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, past_call, response_format, sampling
 from .fields import Fields, shown
 from .openai_chat import close, likeliest, system_role
 from .pictures import Pictures
-from .response_format import response_format
 from .tools import openai_tools
 
 ITEMS = ("message", "function_call", "function_call_output")
