@@ -10,7 +10,7 @@ from steps import steps
 from mlx_lfm2vl import GenerationOptions, GenerationResponse
 from mlx_lfm2vl.processing.conversation import CALL_END, CALL_START
 from mlx_lfm2vl.server.api_request import ApiRequest
-from mlx_lfm2vl.server.tool_calls import Call, CallDelta, CallReader, joined_calls
+from mlx_lfm2vl.server.tool_calls import CallDelta, CallReader, joined_calls
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 
@@ -19,7 +19,7 @@ LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, 
 def test_of_arguments_that_are_cut_off_whole_members_are_known(arguments, data):
     text = json.dumps(arguments, ensure_ascii=data.draw(st.booleans()))
     cut = text[: data.draw(st.integers(0, len(text) - 1))]
-    found = Call("", "f", cut, cut=True).members
+    found = CallDelta(0, "", "f", cut, cut=True).members
     assert list(found.items()) == list(arguments.items())[: len(found)]
     assert len(found) >= len(arguments) - 1 or cut != text[:-1]
 

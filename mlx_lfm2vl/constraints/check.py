@@ -188,12 +188,14 @@ def _check_node(pointer: Pointer, node: Any) -> None:
             refuse((*pointer, keyword), f'the keyword "{keyword}" cannot be held')
         if keyword == "$id" and pointer:
             refuse((*pointer, keyword), 'the keyword "$id" is held at the top only')
-    for keyword, check in _VALUES.items():
-        if keyword in node and (wrong := check(node[keyword])) is not None:
-            refuse((*pointer, keyword), f"is {_kind(node[keyword])}, expected {wrong}")
+    for keyword, (is_right, words) in _VALUES.items():
+        if keyword in node and not is_right(node[keyword]):
+            refuse((*pointer, keyword), f"is {_kind(node[keyword])}, expected {words}")
     if node.pop("uniqueItems", False):
         refuse((*pointer, "uniqueItems"), 'the keyword "uniqueItems" cannot be held')
-    for place, pattern in [(("pattern",), node.get("pattern", "")), *_names_of_patterns(node)]:
+    patterns = node.get("patternProperties")
+    named = [(("patternProperties", name), name) for name in (patterns if isinstance(patterns, Mapping) else ())]
+    for place, pattern in [(("pattern",), node.get("pattern", "")), *named]:
         if pattern_size(pattern) > MAX_REPEATED:
             refuse((*pointer, *place), f"repeats parts more than {MAX_REPEATED:,} times in all; use smaller counts")
     if "format" in node and node["format"] not in FORMATS:
@@ -205,11 +207,6 @@ def _check_node(pointer: Pointer, node: Any) -> None:
             refuse((*pointer, keyword), "has a number beyond 2^53, which JSON does not hold exactly")
 
 
-def _names_of_patterns(node: Mapping[str, Any]) -> Iterator[tuple[Pointer, str]]:
-    patterns = node.get("patternProperties")
-    yield from ((("patternProperties", name), name) for name in (patterns if isinstance(patterns, Mapping) else ()))
-
-
 def _exact(value: Any) -> bool:
     """Whether every number in a value is one that all readers of JSON agree on."""
     if isinstance(value, (dict, list)):
@@ -217,47 +214,34 @@ def _exact(value: Any) -> bool:
     return isinstance(value, (str, bool)) or value is None or abs(value) <= 2**53
 
 
-def _of(kinds: type | tuple[type, ...], called: str) -> Callable[[Any], str | None]:
-    return lambda value: None if isinstance(value, kinds) else called
-
-
-def _type(value: Any) -> str | None:
+def _are_types(value: Any) -> bool:
     names = value if isinstance(value, list) and value else [value]
-    good = all(isinstance(name, str) and name in TYPES for name in names)
-    return None if good else f"one or several of {', '.join(TYPES)}"
+    return all(isinstance(name, str) and name in TYPES for name in names)
 
 
-def _count(value: Any) -> str | None:
+def _is_count(value: Any) -> bool:
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    good = whole and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
-    return None if good else f"a whole number from 0 to {MAX_COUNT:,}"
+    return whole and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
 
 
-def _finite(value: Any) -> str | None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e15
-    return None if good else "a number, at most 10^15 in size"
+def _is_bounded(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e15
 
 
-def _positive(value: Any) -> str | None:
-    return None if _finite(value) is None and value > 0 else "a number above 0"
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value) and len(set(value)) == len(value)
 
 
-def _names(value: Any) -> str | None:
-    good = isinstance(value, list) and all(isinstance(name, str) for name in value) and len(set(value)) == len(value)
-    return None if good else "a list of different names"
-
-
-_VALUES: dict[str, Callable[[Any], str | None]] = {
-    **dict.fromkeys(_BOUNDS, _count),
-    **dict.fromkeys(NUMBERS, _finite),
-    "multipleOf": _positive,
-    "type": _type,
-    "required": _names,
-    "enum": lambda value: None if isinstance(value, list) and value else "a list that is not empty",
-    "uniqueItems": _of(bool, "true or false"),
-    "pattern": _of(str, "text"),
-    "format": _of(str, "text"),
-    **dict.fromkeys(("$ref", "$id", "$schema", "$anchor", "$comment"), _of(str, "text")),
+_TEXT = (lambda value: isinstance(value, str), "text")
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {  # what is right, and how it is called
+    **dict.fromkeys(_BOUNDS, (_is_count, f"a whole number from 0 to {MAX_COUNT:,}")),
+    **dict.fromkeys(NUMBERS, (_is_bounded, "a number, at most 10^15 in size")),
+    "multipleOf": (lambda value: _is_bounded(value) and value > 0, "a number above 0"),
+    "type": (_are_types, f"one or several of {', '.join(TYPES)}"),
+    "required": (_are_names, "a list of different names"),
+    "enum": (lambda value: isinstance(value, list) and bool(value), "a list that is not empty"),
+    "uniqueItems": (lambda value: isinstance(value, bool), "true or false"),
+    **dict.fromkeys(("pattern", "format", "$ref", "$id", "$schema", "$anchor", "$comment"), _TEXT),
 }
 
 

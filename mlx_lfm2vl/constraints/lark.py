@@ -58,10 +58,6 @@ class _Definition:
     def source(self) -> str:
         return self.head + "".join(token.text for token in self.body)
 
-    @property
-    def is_ignored(self) -> bool:
-        return self.head == "%ignore"
-
 
 def followable(text: str) -> str:
     """The grammar, without forced tokens where llguidance would look for them without an end.
@@ -70,7 +66,7 @@ def followable(text: str) -> str:
     at once. That takes a terminal that repeats one text; a grammar with one is followed token by token.
     """
     for each in _definitions(text):
-        operators = ("*", "+", "~", "{", "&") if _is_terminal(each) or each.is_ignored else ()
+        operators = ("*", "+", "~", "{", "&") if _is_terminal(each) or each.head == "%ignore" else ()
         for token in each.body:
             pattern = token.text[1 : token.text.rindex("/")] if token.kind == "regex" else ""
             if token.text in operators or any(more and not _is_many(one) for one, more in _ELEMENT.findall(pattern)):
@@ -112,10 +108,8 @@ def first_error(grammar: str) -> str | None:
         if _is_empty(matcher):
             return "it matches no text"
         forced = matcher.compute_ff_tokens()
-        if matcher.is_error():
-            return f"it takes too much work to follow ({compiler_message(matcher.get_error(), place=False)})"
         bytes_ = (byte for byte in range(256) if allowed[byte // 8] >> byte % 8 & 1)
-        if not matcher.consume_tokens(forced or list(islice(bytes_, 1))):
+        if matcher.is_error() or not matcher.consume_tokens(forced or list(islice(bytes_, 1))):
             return f"it takes too much work to follow ({compiler_message(matcher.get_error(), place=False)})"
         if matcher.is_stopped():
             break

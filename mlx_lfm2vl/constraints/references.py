@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Set
+from graphlib import CycleError, TopologicalSorter
 from itertools import combinations
 from typing import Any
 
@@ -138,7 +139,7 @@ def _exclude(one: dict[str | None, set[str]], other: dict[str | None, set[str]])
 def _combined(nodes: Nodes) -> set[Pointer]:
     """The places whose schemas are for values that others are for, too."""
     found: set[Pointer] = set()
-    for pointer in reversed(list(_in_order(nodes))):
+    for pointer in reversed(_in_order(nodes)):
         groups = list(_groups(nodes, pointer))
         if pointer in found or len(groups) > 1 or (groups and any(word in nodes[pointer] for word in _OF_OBJECTS)):
             found.update(each for group in groups for each in group)
@@ -158,23 +159,14 @@ def _groups(nodes: Nodes, pointer: Pointer) -> Iterator[list[Pointer]]:
             yield [(*pointer, keyword, str(number)) for number in range(len(node[keyword]))]
 
 
-def _in_order(nodes: Nodes) -> Iterator[Pointer]:
+def _in_order(nodes: Nodes) -> list[Pointer]:
     """Every place, behind those of its groups. Raises `ConstraintError` for one that leads to itself."""
-    begun: set[Pointer] = set()
-    done: set[Pointer] = set()
-    for start in nodes:
-        waiting = [(start, False)]
-        while waiting:
-            pointer, left = waiting.pop()
-            if left:
-                done.add(pointer)
-                yield pointer
-            elif pointer not in done:
-                if pointer in begun:
-                    refuse(pointer, "leads back to itself without a property or an item between")
-                begun.add(pointer)
-                waiting.append((pointer, True))
-                waiting += [(each, False) for group in _groups(nodes, pointer) for each in group if each not in done]
+    inner = {pointer: [each for group in _groups(nodes, pointer) for each in group] for pointer in nodes}
+    try:
+        return list(TopologicalSorter(inner).static_order())
+    except CycleError as error:
+        first = next(pointer for pointer in nodes if pointer in error.args[1])
+        refuse(first, "leads back to itself without a property or an item between")
 
 
 def _check_finite(nodes: Nodes) -> None:

@@ -126,15 +126,14 @@ def check_random(folder: Path, name: str, width: Width, backend: str) -> Measure
     features = mx.concatenate(model.get_image_features(*views.values()).pooler_output)
     alone = _logits(model, prompts.picture, None, views)[0]
     first, second = _logits(model, both, mask, views)
-    before, behind = (
-        _cut(numbers.picture, slice(-checkpoint.STEPS)),
-        _cut(numbers.picture, slice(-checkpoint.STEPS, None)),
-    )
+    image, picture, text = numbers["image"], numbers["picture"], numbers["text"]
+    before = reference.Numbers(*(array[: -checkpoint.STEPS] for array in picture))
+    behind = reference.Numbers(*(array[-checkpoint.STEPS :] for array in picture))
     stages: dict[str, Arrays] = {
-        "image": [(_numpy(features)[numbers.image.rows], numbers.image)],
+        "image": [(_numpy(features)[image.rows], image)],
         "prompt": [(alone[before.rows], before)],
         "steps": [(alone[behind.rows], behind)],
-        "batch": [(first[numbers.picture.rows], numbers.picture), (second[numbers.text.rows + padding], numbers.text)],
+        "batch": [(first[picture.rows], picture), (second[text.rows + padding], text)],
     }
     return {stage: distance(arrays, width) for stage, arrays in stages.items()}, None
 
@@ -165,7 +164,7 @@ def distance(arrays: Arrays, width: Width) -> float:
     """The distance of arrays from the reference's, in the width's unit (see `bounds`)."""
     error = np.concatenate([(ours - known.exact).ravel() for ours, known in arrays])
     if width.dtype == "bfloat16":
-        theirs = [(known.rounded - known.exact).ravel() for _, known in arrays if known.rounded is not None]
+        theirs = [(known.rounded - known.exact).ravel() for _, known in arrays]
         return float(np.sqrt(np.mean(error**2) / np.mean(np.concatenate(theirs) ** 2)))
     return float(np.abs(error).max() / max(np.abs(known.exact).max() for _, known in arrays))
 
@@ -205,8 +204,3 @@ def _forward(model: Lfm2VlForConditionalGeneration, ids: np.ndarray, **inputs: A
 
 def _numpy(array: mx.array) -> np.ndarray:
     return np.array(array.astype(mx.float32))
-
-
-def _cut(numbers: reference.Numbers, part: slice) -> reference.Numbers:
-    rounded = None if numbers.rounded is None else numbers.rounded[part]
-    return reference.Numbers(numbers.rows[part], numbers.exact[part], rounded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,23 +12,13 @@ DATA = Path(__file__).resolve().parent / "data"
 PICTURE = DATA / "scene.png"
 
 
-@dataclass(frozen=True)
-class Numbers:
+class Numbers(NamedTuple):
     """Rows of the reference's logits or features: `exact` (rows, values) of its float32 model, `rounded` of its
-    bfloat16 model where that was run. `rows`: which they are of all positions."""
+    bfloat16 model. `rows`: which they are of all positions."""
 
     rows: np.ndarray
     exact: np.ndarray
-    rounded: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class RandomNumbers:
-    """Numbers of the random checkpoint: logits of its two prompts, and image tokens."""
-
-    picture: Numbers
-    text: Numbers
-    image: Numbers
+    rounded: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -41,15 +32,15 @@ class DemoNumbers:
     logits: dict[str, np.ndarray]
 
 
-def random_numbers(model: str = "random") -> RandomNumbers:
-    """Reads data/random.npz or, for "lfm3", data/lfm3.npz."""
+def random_numbers(model: str = "random") -> dict[str, Numbers]:
+    """Numbers of a random checkpoint: logits of its two prompts, "picture" and "text", and image tokens, "image". Reads
+    data/random.npz or, for "lfm3", data/lfm3.npz."""
+    values = {"picture": "logits", "text": "logits", "image": "features"}
     with np.load(DATA / f"{model}.npz") as stored:
-        picture, text = (
-            Numbers(stored[f"{name}/rows"], stored[f"{name}/logits"], stored[f"{name}/logits_bfloat16"])
-            for name in ("picture", "text")
-        )
-        image = Numbers(stored["image/rows"], stored["image/features"], stored["image/features_bfloat16"])
-    return RandomNumbers(picture, text, image)
+        return {
+            name: Numbers(stored[f"{name}/rows"], stored[f"{name}/{kind}"], stored[f"{name}/{kind}_bfloat16"])
+            for name, kind in values.items()
+        }
 
 
 def demo_numbers() -> DemoNumbers:

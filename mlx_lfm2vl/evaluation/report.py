@@ -37,15 +37,10 @@ def score(row: EvaluationRow, made: Mapping[str, Any]) -> float:
 
 def scores(model: str, rows: Sequence[EvaluationRow], lines: Sequence[Mapping[str, Any]]) -> Scores:
     """The scores of a model's answers, which are in the order of the rows."""
-    return Scores(
-        model,
-        tuple(score(row, made) for row, made in zip(rows, lines, strict=True)),
-        failed=sum("error" in made for made in lines),
-        cut_off=sum(made.get("finish_reason") == "length" for made in lines),
-        error=next(
-            (f"{row.where}: {made['error']}" for row, made in zip(rows, lines, strict=True) if "error" in made), ""
-        ),
-    )
+    pairs = list(zip(rows, lines, strict=True))
+    errors = [f"{row.where}: {made['error']}" for row, made in pairs if "error" in made]
+    cut_off = sum(made.get("finish_reason") == "length" for made in lines)
+    return Scores(model, tuple(score(*pair) for pair in pairs), len(errors), cut_off, "".join(errors[:1]))
 
 
 @dataclass(frozen=True)

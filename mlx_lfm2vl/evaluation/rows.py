@@ -62,16 +62,8 @@ class EvaluationRow:
 
 
 def read_rows(file: Path, scoring: str | None = None) -> list[EvaluationRow]:
-    """All rows of a task file.
-
-    Args:
-        file: JSON lines.
-        scoring: the rule of rows that name none. None is `exact`.
-
-    Raises:
-        PromptError: a line is no row; it names the line.
-        OptionError: the file cannot be read or is empty.
-    """
+    """All rows of a task file; `scoring` is the rule of those that name none, None `exact`. Raises `PromptError` for a
+    line that is no row, and `OptionError` for a file that cannot be read or is empty."""
     rows = each_row(file, lambda data, folder: _row(data, folder, scoring))
     return [row.placed(number, f"{file}, line {number}") for number, row in rows]
 

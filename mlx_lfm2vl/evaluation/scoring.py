@@ -85,7 +85,7 @@ def choice(text: str, answers: Sequence[str]) -> float:
 def boxes(found: Sequence[Mapping[str, Any]], wanted: Sequence[Sequence[float]]) -> float:
     """1 where every wanted box is met by one of its own, by an overlap (IoU) of one half at least, and no further box
     is told."""
-    best = overlaps([_box(each) for each in found], [_wanted(edges) for edges in wanted])
+    best = overlaps(found, wanted)
     return float(len(found) == len(wanted) and all(value >= HALF for value in best))
 
 
@@ -107,26 +107,28 @@ def point(found: Sequence[Mapping[str, Any]], wanted: Sequence[Sequence[float]])
 def iou(found: Sequence[Mapping[str, Any]], wanted: Sequence[Sequence[float]]) -> float:
     """The mean overlap (IoU) of the wanted boxes with their own, 0 for one that is missing; 1 where none is wanted and
     none told."""
-    best = overlaps([_box(each) for each in found], [_wanted(edges) for edges in wanted])
+    best = overlaps(found, wanted)
     return sum(best) / len(best) if best else float(not found)
 
 
 def recall(found: Sequence[Mapping[str, Any]], wanted: Sequence[Sequence[float]]) -> float:
     """The share of the wanted boxes that one of its own meets by an overlap (IoU) of one half at least; 1 where none is
     wanted. Boxes beyond those do not count."""
-    best = overlaps([_box(each) for each in found], [_wanted(edges) for edges in wanted])
+    best = overlaps(found, wanted)
     return sum(value >= HALF for value in best) / len(best) if best else 1.0
 
 
-def overlaps(found: Sequence[Box], wanted: Sequence[Box]) -> list[float]:
+def overlaps(found: Sequence[Mapping[str, Any]], wanted: Sequence[Sequence[float]]) -> list[float]:
     """For each wanted box the overlap (IoU) with its own found one: best pairs first, each box once."""
-    pairs = sorted(((f.overlap(w), i, j) for i, f in enumerate(found) for j, w in enumerate(wanted)), reverse=True)
-    best, used = [0.0] * len(wanted), set[tuple[str, int]]()
+    own, others = map(_box, found), list(map(_wanted, wanted))
+    pairs = sorted(((f.overlap(w), i, j) for i, f in enumerate(own) for j, w in enumerate(others)), reverse=True)
+    best: dict[int, float] = {}
+    used: set[int] = set()  # of those found
     for value, i, j in pairs:
-        if ("found", i) not in used and ("wanted", j) not in used:
-            used |= {("found", i), ("wanted", j)}
+        if i not in used and j not in best:
+            used.add(i)
             best[j] = value
-    return best
+    return [best.get(j, 0.0) for j in range(len(wanted))]
 
 
 def _wanted(edges: Sequence[float]) -> Box:

@@ -50,13 +50,8 @@ class Access:
     def check(self, scope: Scope) -> None:
         """Raises `ApiError` unless the request may be answered."""
         headers = Headers(scope=scope)
-        self._check_host(headers.getlist("host"))
-        self._check_origin(headers)
-        if self.api_key is not None and scope["path"] not in OPEN and not scope["path"].startswith("/static/"):
-            self._check_key(headers)
-
-    def _check_host(self, found: list[str]) -> None:
-        host = host_of(found[0]) if len(found) == 1 else None
+        hosts = headers.getlist("host")
+        host = host_of(hosts[0]) if len(hosts) == 1 else None
         if host is None or not (host in ("localhost", *self.hosts) or is_address(host)):
             raise ApiError(
                 403,
@@ -64,18 +59,19 @@ class Access:
                 "with --allow-host NAME",
                 code="host_not_allowed",
             )
-
-    def _check_origin(self, headers: Headers) -> None:
         for origin in headers.getlist("origin"):
-            if origin not in self.origins and origin.partition("://")[2].lower() != headers["host"].lower():
+            if origin not in self.origins and origin.partition("://")[2].lower() != hosts[0].lower():
                 raise ApiError(
                     403,
                     "web pages of other origins may not ask this server; start it with --allow-origin ORIGIN",
                     code="origin_not_allowed",
                 )
+        if scope["path"] not in OPEN and not scope["path"].startswith("/static/"):
+            self._check_key(headers)
 
     def _check_key(self, headers: Headers) -> None:
-        assert self.api_key is not None
+        if self.api_key is None:
+            return
         bearers = [value for value in headers.getlist("authorization") if value[:7].lower() == "bearer "]
         given = [value.partition(" ")[2].strip() for value in bearers] + headers.getlist("x-api-key")
         expected = self.api_key.encode()

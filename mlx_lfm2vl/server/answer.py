@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,13 +12,12 @@ from typing import Any
 from ..engine.handle import Request
 from ..errors import EngineClosedError
 from ..generation.detokenizer import Decoder
-from ..generation.response import NOTHING, GenerationResponse, Statistics, TopLogprob
+from ..generation.response import NOTHING, GenerationResponse, Statistics
 from ..processing.conversation import CALL_END, CALL_START
 from ..processing.tokenizer import Tokenizer
 from .api_error import ApiError
 from .api_request import ApiRequest
-from .logprobs import entries
-from .tool_calls import Call, CallDelta, CallReader, joined_calls
+from .tool_calls import CallDelta, CallReader, joined_calls
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,16 @@ async def pieces(requests: Sequence[Request], asked: ApiRequest, tokenizer: Toke
 
 async def _pieces(request: Request, asked: ApiRequest, tokenizer: Tokenizer, choice: int) -> AsyncIterator[Piece]:
     calls, first = CallReader(asked), True
-    tokens = TextTokens(tokenizer) if asked.options.logprobs and asked.options.stop else None
+    held = TextTokens(tokenizer) if asked.options.logprobs and asked.options.stop else None
     async for response in request:
-        if tokens is not None:
-            response = tokens.read(response)
+        logprobs = entries(response, tokenizer)
+        if held is not None:
+            logprobs = held.read(response, logprobs)
         parts = calls.read(response)
-        if not (parts or response.tokens or response.finish_reason):
+        if not (parts or logprobs or response.finish_reason or (response.tokens and held is None)):
             continue
         made = [Piece(choice, part) if isinstance(part, str) else Piece(choice, call=part) for part in parts or [""]]
-        made[0] = replace(made[0], logprobs=entries(response, tokenizer))
+        made[0] = replace(made[0], logprobs=logprobs)
         if first:
             made[0], first = replace(made[0], statistics=statistics_of(request) or NOTHING), False
         if response.finish_reason is not None:
@@ -109,19 +110,26 @@ def _reason(response: GenerationResponse, statistics: Statistics, calls: CallRea
     return "length"
 
 
-def calls_of(answer: Sequence[Piece]) -> tuple[Call, ...]:
+def entries(response: GenerationResponse, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """An entry for each token; none for an answer without logprobs."""
+    if response.logprobs is None:
+        return []
+    found = []
+    tops = response.top_logprobs or ((),) * len(response.tokens)
+    for token, logprob, top in zip(response.tokens, response.logprobs, tops, strict=True):
+        likely = [_entry(each.text, each.logprob) for each in top]
+        found.append(_entry(tokenizer.decode([token]), logprob) | {"top_logprobs": likely})
+    return found
+
+
+def _entry(text: str, logprob: float) -> dict[str, Any]:
+    """`bytes` is empty for a token that is a part of a character."""
+    return {"token": text, "logprob": logprob, "bytes": [] if "\ufffd" in text else list(text.encode())}
+
+
+def calls_of(answer: Sequence[Piece]) -> list[CallDelta]:
     """The tool calls of a whole choice."""
-    return joined_calls([piece.call for piece in answer if piece.call is not None])
-
-
-@dataclass(frozen=True)
-class _Token:
-    """A token, and where its text begins in that of the answer: None for one of a block of calls."""
-
-    id: int
-    logprob: float
-    top: tuple[TopLogprob, ...]
-    start: int | None
+    return joined_calls(piece.call for piece in answer if piece.call is not None)
 
 
 class TextTokens:
@@ -133,27 +141,17 @@ class TextTokens:
         self._marks = tuple(map(tokenizer.backend.token_to_id, (CALL_START, CALL_END)))
         self._block = False  # whether calls are being written
         self._written = self._told = 0  # characters
-        self._waiting: list[_Token] = []
+        self._waiting: list[tuple[int | None, dict[str, Any]]] = []  # where a token's text begins, if it is text
 
-    def read(self, response: GenerationResponse) -> GenerationResponse:
-        """The response with the tokens of its text."""
-        tops = response.top_logprobs or ((),) * len(response.tokens)
-        for id, logprob, top in zip(response.tokens, response.logprobs or (), tops, strict=True):
-            self._waiting.append(_Token(id, logprob, top, self._place(id)))
+    def read(self, response: GenerationResponse, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The `entries` of the tokens of its text. `found`: those of the response."""
+        self._waiting += [(self._place(id), entry) for id, entry in zip(response.tokens, found, strict=True)]
         self._told += len(response.text)
         whole = response.finish_reason is not None and response.stop_text is None
-        count = 0
-        for token in self._waiting:
-            if not whole and token.start is not None and token.start >= self._told:
-                break
-            count += 1
-        ready, self._waiting = self._waiting[:count], self._waiting[count:]
-        return replace(
-            response,
-            tokens=tuple(token.id for token in ready),
-            logprobs=tuple(token.logprob for token in ready),
-            top_logprobs=None if response.top_logprobs is None else tuple(token.top for token in ready),
-        )
+        told = itertools.takewhile(lambda each: whole or each[0] is None or each[0] < self._told, self._waiting)
+        ready = [entry for _, entry in told]
+        self._waiting = self._waiting[len(ready) :]
+        return ready
 
     def _place(self, token: int) -> int | None:
         start, end = self._marks

@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from starlette.types import Receive, Scope, Send
@@ -65,10 +65,9 @@ class Answering:
     rules: Rules
     deadline: float | None = None
     draft: Any = None
-    reader: BodyReader = field(init=False)
 
     def __post_init__(self) -> None:
-        self.reader = BodyReader(self.rules.limits)
+        self._reader = BodyReader(self.rules.limits)
         # no body waits for a model, for slow addresses of pictures or for another one's count
         self._parsers = ThreadPoolExecutor(THREADS, "mlx-lfm2vl parser")
         self._tasks = ThreadPoolExecutor(THREADS, "mlx-lfm2vl task")
@@ -83,7 +82,7 @@ class Answering:
     async def parsed(self, scope: Scope, receive: Receive, parse: Parse) -> AsyncIterator[Any]:
         """A body, read by `parse`; a large one, or one with schemas, beside the event loop. It counts against the limit
         of all bodies until the block ends. Raises `ApiError` and `ConnectionError`."""
-        async with self.reader.body(scope, receive) as body:
+        async with self._reader.body(scope, receive) as body:
             scope["record"].came = time.monotonic()
             beside = not is_light(body)
             if beside:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from .api_request import ApiRequest, Parts, Rules, deadline, joined, max_tokens, options, past_call, sampling, stops
+from ..generation.options import GenerationOptions
+from .api_request import ApiRequest, Parts, Rules, deadline, joined, json_schema, max_tokens, past_call, sampling, stops
 from .fields import Fields, shown
 from .pictures import Pictures
-from .response_format import json_schema
 from .tools import Tool, Tools, tool_of
 
 ROLES = ("user", "assistant")
@@ -29,32 +30,30 @@ THOUGHTS = {"thinking": ("thinking", "signature"), "redacted_thinking": ("data",
 
 def parse(fields: Fields, rules: Rules) -> ApiRequest:
     """The request of a body. Raises `ApiError`."""
-    prompt, tools = _prompt(fields, rules)
-    stop = stops(fields, "stop_sequences", rules.limits)
-    longest = max_tokens(fields, "max_tokens", required=True)
+    asked, tools = _prompt(fields, rules)
+    given = sampling(fields) | {
+        "stop": stops(fields, "stop_sequences", rules.limits),
+        "max_tokens": max_tokens(fields, "max_tokens", required=True),
+        "response_format": tools.form(fields, _format(fields, rules)),
+    }
     fields.inside("metadata").text("user_id", longest=1000)
     fields.only("service_tier", "auto", "standard_only")
-    given = sampling(fields) | {"response_format": tools.form(fields, _format(fields, rules))}
-    asked = ApiRequest(
-        **prompt,
-        options=options(given, stop, longest),
-        deadline=deadline(fields),
-        stream=fields.flag("stream") or False,
-    )
+    stream = fields.flag("stream") or False
+    asked = replace(asked, options=GenerationOptions(**given), deadline=deadline(fields), stream=stream)
     fields.close()
     return asked
 
 
 def parse_count(fields: Fields, rules: Rules) -> ApiRequest:
     """The request whose tokens are to be counted. Raises `ApiError`."""
-    prompt, _ = _prompt(fields, rules)
+    asked, _ = _prompt(fields, rules)
     _format(fields, rules)
     fields.close()
-    return ApiRequest(**prompt, options=options({}, (), None))
+    return asked
 
 
-def _prompt(fields: Fields, rules: Rules) -> tuple[dict[str, Any], Tools]:
-    """The prompt, as arguments of an `ApiRequest`."""
+def _prompt(fields: Fields, rules: Rules) -> tuple[ApiRequest, Tools]:
+    """The request with its prompt alone."""
     parts = Parts(rules)
     model = fields.text("model", required=True)
     system = parts.content(fields, "system", _text_only, required=False)
@@ -68,8 +67,8 @@ def _prompt(fields: Fields, rules: Rules) -> tuple[dict[str, Any], Tools]:
     thinking.choice("display", ("summarized", "omitted"))
     fields.refuse(NOT_OFFERED, "leave it out")
     fields.only("speed", "standard")
-    prompt = {"model": model, "messages": messages, "tools": tools.schemas, "image_overrides": overrides}
-    return prompt | {"several_calls": tools.several}, tools
+    several = tools.several
+    return ApiRequest(model, messages, tools.schemas, GenerationOptions(), overrides, several_calls=several), tools
 
 
 def _hint(fields: Fields) -> None:

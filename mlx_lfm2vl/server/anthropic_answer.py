@@ -11,7 +11,7 @@ from .answer import Piece, calls_of
 from .api_error import ApiError
 from .api_request import ApiRequest
 from .sending import Event
-from .tool_calls import Call, CallDelta
+from .tool_calls import CallDelta
 
 PREFIX, HEARTBEAT = "msg_", b'event: ping\ndata: {"type":"ping"}\n\n'
 REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
@@ -40,7 +40,7 @@ def ending(last: Piece) -> dict[str, Any]:
     return {"stop_reason": REASONS[last.finish_reason or "stop"], "stop_sequence": None}
 
 
-def _tool_use(call: Call | CallDelta) -> dict[str, Any]:
+def _tool_use(call: CallDelta) -> dict[str, Any]:
     return {"type": "tool_use", "id": f"toolu_{call.id}", "name": call.name, "input": {}}
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..constraints.response_format import ResponseFormat
+from ..errors import ConstraintError
 from ..generation.options import MAX_TOKENS, GenerationOptions
 from .fields import Fields, shown
 from .limits import Limits
@@ -14,6 +16,7 @@ from .pictures import Pictures
 
 LONGEST_STOP = 1000
 MOST = 10**6  # objects that are made of one list
+FORM_TYPES = ("text", "json_object", "json_schema")
 DEADLINES = 86400.0  # seconds
 
 
@@ -45,22 +48,15 @@ class ApiRequest:
 
 def sampling(fields: Fields) -> dict[str, Any]:
     """Arguments of `GenerationOptions` that all protocols spell alike, and those that only this server has."""
+    seed = fields.whole("seed", -(2**63), 2**64 - 1)
     return {
         "temperature": fields.number("temperature", 0, 100),
         "top_p": fields.number("top_p", 0, 1),
         "min_p": fields.number("min_p", 0, 1),
         "top_k": fields.whole("top_k", 0, 2**31),
         "repetition_penalty": fields.number("repetition_penalty", 0.01, 100),
-        "seed": fields.whole("seed", -(2**63), 2**64 - 1),
+        "seed": None if seed is None else seed % 2**64,
     }
-
-
-def options(given: dict[str, Any], stop: Iterable[str], max_tokens: int | None) -> GenerationOptions:
-    """The options of an answer, from fields in their ranges."""
-    seed = given.pop("seed", None)
-    return GenerationOptions(
-        max_tokens=max_tokens, stop=tuple(stop), seed=None if seed is None else seed % 2**64, **given
-    )
 
 
 def max_tokens(fields: Fields, *names: str, required: bool = False) -> int | None:
@@ -80,6 +76,36 @@ def stops(fields: Fields, name: str, limits: Limits) -> tuple[str, ...]:
 def deadline(fields: Fields) -> float | None:
     """Seconds after which the answer is cut."""
     return fields.number("deadline", 0, DEADLINES, above=True)
+
+
+def response_format(fields: Fields, name: str, rules: Rules, nested: bool = True) -> ResponseFormat | None:
+    """The form in OpenAI's spelling: a schema stands in the object `json_schema` (`nested`), or beside the type. Raises
+    `ApiError`."""
+    format = fields.object(name)
+    if format is None:
+        return None
+    kind = format.choice("type", FORM_TYPES, required=True)
+    if kind != "json_schema":
+        return ResponseFormat.json_object() if kind == "json_object" else None
+    inner = format.object("json_schema", required=True) if nested else format
+    inner.name("name", 64)
+    inner.text("description")
+    inner.flag("strict")  # an answer always holds to its schema
+    return json_schema(inner, rules)
+
+
+def json_schema(fields: Fields, rules: Rules) -> ResponseFormat:
+    """The form of the JSON schema in the field `schema`. Raises `ApiError`."""
+    schema = fields.schema("schema", rules.limits.schema_characters, required=True)
+    return held(fields, "schema", lambda: ResponseFormat.json_schema(schema))
+
+
+def held(fields: Fields, name: str, make: Callable[[], ResponseFormat]) -> ResponseFormat:
+    """A form, if it can be held. Raises `ApiError` naming the field."""
+    try:
+        return make()
+    except ConstraintError as error:
+        fields.fail(name, f"cannot be held: {error}")
 
 
 def joined(items: list[dict[str, Any]]) -> Any:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import secrets
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route, Router
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route, Router
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import did_you_mean
@@ -30,8 +32,23 @@ from .api_error import ApiError, api_error
 from .log import RequestRecord, Write, of_bug
 from .metrics import Metrics
 from .models import Model
-from .page_routes import page_routes
 from .sending import as_json, send_json
+
+PAGE = Path(__file__).parent / "page"
+# The page uses what the server itself serves, and pictures and videos of the browser's own: no script within it and no
+# address elsewhere is ever used, whatever a model says.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+PAGE_HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-cache",
+}
 
 
 def make_app(answering: Answering, access: Access, metrics: Metrics, write: Write) -> ASGIApp:
@@ -55,6 +72,9 @@ def make_app(answering: Answering, access: Access, metrics: Metrics, write: Writ
     async def health(request: Request) -> Response:
         return json_response({"status": "ok", "models": {model.id: model.state for model in models}})
 
+    async def page(request: Request) -> Response:
+        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
+
     async def shown_metrics(request: Request) -> Response:
         return PlainTextResponse(metrics.text(models), media_type="text/plain; version=0.0.4")
 
@@ -68,7 +88,8 @@ def make_app(answering: Answering, access: Access, metrics: Metrics, write: Writ
         Route("/v1/models/{id:path}", one_model),
         Route("/health", health),
         Route("/metrics", shown_metrics),
-        *page_routes(),
+        Route("/", page),
+        Mount("/static", PageFiles(directory=PAGE)),
     ]
     app = Recorded(Router(routes, redirect_slashes=False), access, metrics, write)
     if not access.origins:
@@ -80,6 +101,15 @@ def make_app(answering: Answering, access: Access, metrics: Metrics, write: Writ
         allow_headers=["*"],
         expose_headers=["x-request-id", "request-id", "retry-after"],
     )
+
+
+class PageFiles(StaticFiles):
+    """The files of the page, with its headers."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(PAGE_HEADERS)
+        return response
 
 
 class Recorded:
@@ -106,18 +136,18 @@ class Recorded:
             record.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
-        with self._metrics.in_flight():
-            try:
-                self._access.check(scope)
-                scope["app"] = self  # for Starlette: a method that is not allowed is an exception
-                await self._router(scope, receive, noted)
-            except ConnectionError:
-                record.status = GONE
-            except Exception as error:
-                await self._refuse(error, record, noted, anthropic)
-            finally:
-                self._metrics.add(record)
-                self._write(record.line())
+        self._metrics.begin()
+        try:
+            self._access.check(scope)
+            scope["app"] = self  # for Starlette: a method that is not allowed is an exception
+            await self._router(scope, receive, noted)
+        except ConnectionError:
+            record.status = GONE
+        except Exception as error:
+            await self._refuse(error, record, noted, anthropic)
+        finally:
+            self._metrics.add(record)
+            self._write(record.line())
 
     def _no_route(self, error: HTTPException, record: RequestRecord) -> ApiError:
         path = record.path[:200]

@@ -75,6 +75,7 @@ class BodyReader:
                         raise ApiError(429, "too many large requests are here at the same time; try again later")
                     pieces.append(piece)
             pieces = [b"".join(pieces)]
+            del message, piece  # nothing of it is kept here
             yield pieces.pop()
         except TimeoutError:
             if not limit.expired():

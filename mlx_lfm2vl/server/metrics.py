@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterator
 
 from .log import RequestRecord
 from .models import Models
@@ -39,17 +37,13 @@ class Metrics:
         self._buckets: Counter[float] = Counter()
         self._seconds, self._count, self._running = 0.0, 0, 0
 
-    @contextlib.contextmanager
-    def in_flight(self) -> Iterator[None]:
-        """Counts a request while the block runs."""
+    def begin(self) -> None:
+        """Counts a request that has not ended, until it is added."""
         self._running += 1
-        try:
-            yield
-        finally:
-            self._running -= 1
 
     def add(self, record: RequestRecord) -> None:
         """Counts a request that has ended."""
+        self._running -= 1
         status = record.cut or record.status
         self._requests[record.route, str(status)] += 1
         if not record.answers:

@@ -37,7 +37,7 @@ from ..threads import cancellation
 from .api_error import ApiError
 from .fields import shown
 
-REASONS = {
+REASONS = {  # why a model cannot be loaded, for callers, who are told no names of files
     HubError: "it is not on the server's disk and cannot be fetched",
     ConfigError: "its JSON files are missing, damaged or make no sense",
     WeightsError: "its weight files are missing or damaged, or do not fit its configuration",
@@ -127,8 +127,7 @@ class Models:
             if model.engine is not None and model.engine.closed:  # its thread has ended with an error
                 model.state, model.engine = "unloaded", None
             while model.state != "loaded":
-                if self._closed:
-                    raise EngineClosedError("the server is about to stop")
+                self._check_open()
                 if model.opening is None:
                     model.opening = asyncio.create_task(self._open(model))
                     model.opening.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -172,10 +171,10 @@ class Models:
         except Lfm2VlError as error:
             self._log(f"model {model.id} cannot be loaded: {error}")
             if not isinstance(error, EngineClosedError):
-                model.state, model.error = "failed", reason_of(error)
+                reasons = (reason for kind, reason in REASONS.items() if isinstance(error, kind))
+                model.state, model.error = "failed", next(reasons, "an error of its files")
             if isinstance(error, (OutOfMemoryError, EngineClosedError)):
                 raise
-            # the reason may name files of this machine
             told = f"the model {model.id} cannot be loaded: {model.error}; the server's log says more"
             raise ApiError(503, told, param="model", code="model_not_loaded") from error
         finally:
@@ -183,12 +182,12 @@ class Models:
                 model.state = "unloaded"
             model.opening = model.progress = None
 
-    def _fetch(self, model: Model) -> Path:
-        def check() -> None:
-            if self._closed:
-                raise EngineClosedError("the server is about to stop")
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineClosedError("the server is about to stop")
 
-        with cancellation(check):
+    def _fetch(self, model: Model) -> Path:
+        with cancellation(self._check_open):
             return resolve(model.source, progress=model.told)
 
     async def _make_room(self, model: Model) -> None:
@@ -246,11 +245,6 @@ class Models:
             with contextlib.suppress(EngineClosedError):  # it ends meanwhile
                 await asyncio.to_thread(model.engine.unload, CLOSE_SECONDS)
         self._log(f"model {model.id} is unloaded")
-
-
-def reason_of(error: Lfm2VlError) -> str:
-    """Why a model cannot be loaded, for callers, who are told no names of files."""
-    return next((reason for kind, reason in REASONS.items() if isinstance(error, kind)), "an error of its files")
 
 
 def check_name(source: str) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, options, past_call, sampling, stops
+from ..generation.options import GenerationOptions
+from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, past_call, response_format, sampling, stops
 from .fields import Fields, shown
-from .logprobs import likeliest
 from .pictures import Pictures
-from .response_format import response_format
 from .tools import openai_tools
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 NOT_OFFERED = ("audio", "functions", "moderation", "prediction", "prompt_cache_options", "web_search_options")
+MOST_LIKELIEST = 20  # tokens in each place
 TAGS = ("user", "safety_identifier", "prompt_cache_key")  # texts for the caller's own records
 
 
@@ -27,6 +27,8 @@ def parse(fields: Fields, rules: Rules) -> ApiRequest:
     usage = _stream_usage(fields, stream)
     tools = openai_tools(fields, rules, nested=True)
     given = sampling(fields) | {
+        "stop": _stops(fields, rules),
+        "max_tokens": max_tokens(fields, "max_completion_tokens", "max_tokens"),
         "logprobs": logprobs,
         "top_logprobs": top_logprobs,
         "frequency_penalty": fields.number("frequency_penalty", -2, 2),
@@ -38,7 +40,7 @@ def parse(fields: Fields, rules: Rules) -> ApiRequest:
         model,
         messages,
         tools.schemas,
-        options(given, _stops(fields, rules), max_tokens(fields, "max_completion_tokens", "max_tokens")),
+        GenerationOptions(**given),
         parts.pictures.overrides(fields),
         parts.pictures.detail,
         choices=fields.whole("n", 1, limits.choices) or 1,
@@ -54,6 +56,14 @@ def parse(fields: Fields, rules: Rules) -> ApiRequest:
     fields.only("verbosity", "medium")
     close(fields)
     return asked
+
+
+def likeliest(fields: Fields, asked: bool, flag: str) -> int:
+    """The field `top_logprobs`, which is only for answers with logprobs. Raises `ApiError`."""
+    count: int = fields.whole("top_logprobs", 0, MOST_LIKELIEST) or 0
+    if count and not asked:
+        fields.fail("top_logprobs", f"is given without {flag}")
+    return count
 
 
 def _stops(fields: Fields, rules: Rules) -> tuple[str, ...]:

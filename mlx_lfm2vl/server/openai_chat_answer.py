@@ -10,7 +10,7 @@ from .answer import Piece, calls_of
 from .api_error import ApiError
 from .api_request import ApiRequest
 from .sending import COMMENT, Event
-from .tool_calls import Call, CallDelta
+from .tool_calls import CallDelta
 
 PREFIX, HEARTBEAT = "chatcmpl-", COMMENT
 
@@ -46,14 +46,10 @@ def response(id: str, created: int, asked: ApiRequest, answers: list[list[Piece]
     return made | {"choices": choices, "usage": usage([answer[-1].statistics for answer in answers])}
 
 
-def _call(call: Call) -> dict[str, Any]:
-    return {"id": f"call_{call.id}", "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-
-
-def _delta(call: CallDelta) -> dict[str, Any]:
+def _call(call: CallDelta) -> dict[str, Any]:
     begin = {"id": f"call_{call.id}", "type": "function"} if call.first else {}
     name = {"name": call.name} if call.first else {}
-    return {"index": call.index, **begin, "function": {**name, "arguments": call.arguments}}
+    return {**begin, "function": {**name, "arguments": call.arguments}}
 
 
 def _logprobs(pieces: list[Piece]) -> dict[str, Any] | None:
@@ -80,7 +76,7 @@ async def events(id: str, created: int, asked: ApiRequest, pieces: AsyncIterator
         if piece.text or logprobs:
             yield chunk(piece, {"content": piece.text}, logprobs=logprobs)
         if piece.call is not None and (piece.call.first or piece.call.arguments):
-            yield chunk(piece, {"tool_calls": [_delta(piece.call)]})
+            yield chunk(piece, {"tool_calls": [{"index": piece.call.index, **_call(piece.call)}]})
         if piece.finish_reason is not None:
             statistics.append(piece.statistics)
             yield chunk(piece, {}, piece.finish_reason)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, options, past_call, sampling
+from ..generation.options import GenerationOptions
+from .api_request import ApiRequest, Parts, Rules, deadline, max_tokens, past_call, response_format, sampling
 from .fields import Fields, shown
-from .logprobs import likeliest
-from .openai_chat import close, system_role
+from .openai_chat import close, likeliest, system_role
 from .pictures import Pictures
-from .response_format import response_format
 from .tools import openai_tools
 
 ITEMS = ("message", "function_call", "function_call_output")
@@ -57,7 +56,7 @@ def parse(fields: Fields, rules: Rules) -> ApiRequest:
         model,
         messages,
         tools.schemas,
-        options(given, (), max_tokens(fields, "max_output_tokens")),
+        GenerationOptions(max_tokens=max_tokens(fields, "max_output_tokens"), **given),
         parts.pictures.overrides(fields),
         parts.pictures.detail,
         several_calls=tools.several,

@@ -20,7 +20,7 @@ from ..tasks.reading import ReadTask
 from ..tasks.recipes import Recipe, choose
 from ..tasks.task import Task
 from .api_error import ApiError
-from .api_request import Rules, deadline, max_tokens, options, sampling
+from .api_request import Rules, deadline, max_tokens, sampling
 from .fields import Fields
 from .openai_chat_answer import usage
 from .pictures import Pictures
@@ -54,7 +54,7 @@ class TaskRequest:
         """The task by the recipe of a model, and its requests; reads the pictures and checks the schema, which takes
         long. Raises `ImageError`, `OptionError` and `ConstraintError`."""
         task = MAKE[self.kind](choose(config, source), self.about)
-        chosen: GenerationOptions = options(dict(self.given), (), self.longest or task.max_tokens)
+        chosen = GenerationOptions(max_tokens=self.longest or task.max_tokens, **self.given)
         return task, task.requests(
             self.images,
             options=chosen,

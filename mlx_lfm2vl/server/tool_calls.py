@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,18 +19,21 @@ MEMBER = re.compile(rf"\s*[{{,]\s*({STRING})\s*:\s*")  # of an object, up to its
 
 
 @dataclass(frozen=True)
-class Call:
-    """A tool call; `id` lacks the prefix of the protocol, `arguments` is an object as JSON, of which the end is missing
-    where the call is `cut`."""
+class CallDelta:
+    """Some of the call that has this `index` in its answer, or all of it. `id` lacks the prefix of the protocol;
+    `arguments` is the next of an object as JSON. `cut`, on its last delta: the end of the arguments is missing."""
 
+    index: int
     id: str
     name: str
-    arguments: str
+    arguments: str = ""
+    first: bool = False
+    last: bool = False
     cut: bool = False
 
     @property
     def members(self) -> dict[str, Any]:
-        """The arguments that are whole."""
+        """The arguments of a whole call, as far as they are whole."""
         if not self.cut:
             return dict(json.loads(self.arguments))
         found, at = {}, 0
@@ -45,29 +48,15 @@ class Call:
         return found
 
 
-@dataclass(frozen=True)
-class CallDelta:
-    """Some of the call that has this `index` in its answer: the next of its `arguments`. `cut`, on its last delta: the
-    end of the arguments is missing."""
-
-    index: int
-    id: str
-    name: str
-    arguments: str = ""
-    first: bool = False
-    last: bool = False
-    cut: bool = False
-
-
-def joined_calls(deltas: Sequence[CallDelta]) -> tuple[Call, ...]:
-    """The calls that these deltas are of."""
+def joined_calls(deltas: Iterable[CallDelta]) -> list[CallDelta]:
+    """The whole calls that these deltas are of."""
     own: dict[int, list[CallDelta]] = {}
     for delta in deltas:
         own.setdefault(delta.index, []).append(delta)
-    return tuple(
-        Call(each[0].id, each[0].name, "".join(delta.arguments for delta in each), each[-1].cut)
+    return [
+        replace(each[0], arguments="".join(delta.arguments for delta in each), last=each[-1].last, cut=each[-1].cut)
         for each in own.values()
-    )
+    ]
 
 
 class CallReader:

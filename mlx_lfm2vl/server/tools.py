@@ -9,9 +9,8 @@ from typing import Any
 
 from ..constraints.response_format import ResponseFormat, embedded_schema
 from ..processing.conversation import CALL_END, CALL_START
-from .api_request import Rules
+from .api_request import Rules, held
 from .fields import Fields, shown
-from .response_format import held
 
 MOST_CALLS = 16  # of an answer whose calls are held to a form
 MODES = ("auto", "none", "required")  # of OpenAI's tool_choice
