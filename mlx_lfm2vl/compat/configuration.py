@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 from .. import config
 from ..config import read_json
+from ..config.fields import one_or_list
 from ..config.files import CODE, QUANTISATION, is_place, without, writing
 from ..errors import ConfigError, OptionError
 from ..hub import resolve
@@ -93,8 +94,7 @@ class ConfigMethods(SharedFile):
 
     @property
     def eos_token_id(self) -> int | list[int]:
-        ids = list(self.eos_token_ids)
-        return ids[0] if len(ids) == 1 else ids
+        return one_or_list(self.eos_token_ids)
 
     @property
     def pad_token_id(self) -> int | None:
