@@ -7,18 +7,16 @@ network's (`Lfm3VlVisionConfig`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .fields import Fields, choice, flag, integer, number
 from .files import read_json
-from .lfm3_video import SIZE, Lfm3VlVideoProcessorConfig, with_areas
+from .lfm3_video import SIZE, Lfm3VlVideoProcessorConfig, stated, with_areas
 from .processor import (
-    FILES,
     MAX_PIXELS,
-    OF_READING,
     RESAMPLE_FILTERS,
     ImageProcessorConfig,
     PicturePolicy,
@@ -147,22 +145,21 @@ class Lfm3VlProcessorConfig:
 
     @classmethod
     def from_dicts(
-        cls, *sources: Mapping[str, Any] | None, video: Mapping[str, Any] | None = None
+        cls,
+        preprocessor: Mapping[str, Any] | None = None,
+        processor: Mapping[str, Any] | None = None,
+        model: Mapping[str, Any] | None = None,
+        video: Mapping[str, Any] | None = None,
     ) -> Lfm3VlProcessorConfig:
         """Merges preprocessor_config.json and processor_config.json (which wins; nested `image_processor` or flat). The
         policy of videos is the latter's `video_processor`, else `video`, that of video_preprocessor_config.json, else
-        the former. Raises `ConfigError`."""
-        known = {f.name for f in fields(Lfm3VlImageProcessorConfig)} - {*OF_READING, "video"}
+        the former. config.json says nothing of it. Raises `ConfigError`."""
+        files = [Fields(source or {}, "processor") for source in (preprocessor, processor)]
+        nested = [file.section("video_processor") for file in reversed(files)]
+        videos = next((dict(each) for each in (*nested, video, preprocessor) if each), {})
         merged: dict[str, Any] = {}
-        nested = [Fields(source or {}, "processor").section("video_processor") for source in sources[: len(FILES) - 1]]
-        videos = next((dict(each) for each in (*reversed(nested), video, *sources[:1]) if each), {})
-        for source in sources[: len(FILES) - 1]:
-            source = source or {}
-            for part in (source, Fields(source, "processor").section("image_processor")):
-                size = Fields(part, "image processor").section("size")
-                for name, pixels in SIZE.items():
-                    merged.update({pixels: size[name]} if size.get(name) is not None else {})
-                merged.update({name: part[name] for name in known if part.get(name) is not None})
+        for part in (part for file in files for part in (file.data, file.section("image_processor"))):
+            merged.update(stated(part, Lfm3VlImageProcessorConfig, "image processor"))
         videos = {name: merged[name] for name in SHARED if name in merged} | videos
         note = "no processor file says how pictures are resized; the defaults of transformers are used"
         image = Lfm3VlImageProcessorConfig(**merged, video=Lfm3VlVideoProcessorConfig.from_dict(videos))

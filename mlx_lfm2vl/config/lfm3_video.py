@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .fields import Fields, choice, flag, integer, number
-from .processor import MAX_PIXELS, RESAMPLE_FILTERS, PicturePolicy, deviation, mean, written
+from .processor import MAX_PIXELS, OF_READING, RESAMPLE_FILTERS, PicturePolicy, deviation, mean, written
 
 SIZE = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}  # the reference's names in `size`
 MAX_FRAMES = 4096
@@ -51,11 +51,7 @@ class Lfm3VlVideoProcessorConfig(PicturePolicy):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Lfm3VlVideoProcessorConfig:
         """Raises `ConfigError` for a value that makes no sense."""
-        size = Fields(data, "video processor").section("size")
-        known = {f.name for f in fields(cls)}
-        values = {pixels: size[name] for name, pixels in SIZE.items() if size.get(name) is not None}
-        values |= {name: data[name] for name in known if data.get(name) is not None}
-        return cls(**values)
+        return cls(**stated(data, cls, "video processor"))
 
     def with_overrides(self, **overrides: Any) -> Lfm3VlVideoProcessorConfig:
         """A copy with fields replaced, and `size` as the reference has it: {"shortest_edge", "longest_edge"}, both
@@ -81,6 +77,14 @@ class Lfm3VlVideoProcessorConfig(PicturePolicy):
             video_processor_type="Qwen3VLVideoProcessor",
         )
         return data
+
+
+def stated(data: Mapping[str, Any], kind: type[Any], of: str) -> dict[str, Any]:
+    """The fields of a policy that a processor's file says, its areas as `size` has them. Raises `ConfigError`."""
+    size = Fields(data, of).section("size")
+    areas = {pixels: size[name] for name, pixels in SIZE.items() if size.get(name) is not None}
+    known = {each.name for each in fields(kind)} - {*OF_READING, "video"}
+    return areas | {name: data[name] for name in known if data.get(name) is not None}
 
 
 def with_areas(options: Mapping[str, Any], of: str) -> dict[str, Any]:
