@@ -199,7 +199,8 @@ def _answer(
         criteria.append(stopping.max_time(chosen["max_time"]))
     if chosen["stop_strings"] is not None:
         criteria.append(stopping.stop_strings(chosen["stop_strings"], callbacks.tokenizer))
-    criteria += stopping.of_caller(callbacks.criteria, like, lambda: given(selector.scores))
+    if own := callbacks.criteria:
+        criteria.append(lambda ids: stopping.ended_rows(own, tensors.of_numpy(like, ids), given(selector.scores)))
     # One token at a time where a function of the caller runs or the cache outlives the call; else one step ahead.
     waits = wanted or prompt.cache.offset > 0 or bool(callbacks.criteria or callbacks.processors)
     waits = waits or any(hasattr(process, "reads_ids") for process in processors)
