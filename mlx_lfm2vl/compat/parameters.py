@@ -220,28 +220,20 @@ class ModelMethods(nn.Module):
         """Casts the model to a dtype; a device is checked and changes nothing, as memory is unified. On the backend
         numpy it casts to float32 alone. Raises `OptionError`, and `NotFiniteError` for numbers beyond the range of
         float16."""
-        given = [named.pop(name, None) for name in ("device", "dtype", "torch_dtype")]
-        named.pop("non_blocking", None)
-        if named:
-            raise OptionError(f"to() takes a device and a dtype, not {', '.join(named)}")
-        for value in (*arguments, *given):
-            if value is None:
-                continue
-            if not tensors.is_dtype(value):
-                tensors.check_device(value)
-                continue
-            name = tensors.dtype_name(value)
-            if name not in DTYPES:
-                raise OptionError(f"dtype is {value!r}, expected one of {', '.join(DTYPES)}")
-            if DTYPES[name] != self.dtype:
-                if getattr(self, "backend", None) == "numpy" and name != "float32":
-                    raise OptionError(f"the backend numpy computes in float32; load the model with dtype={name!r}")
-                if name == "float16":
-                    for each, array in parameters(self).items():
-                        if mx.issubdtype(array.dtype, mx.floating):
-                            check_finite(each, array.astype(mx.float16), "use bfloat16 or float32")
-                self.set_dtype(DTYPES[name])
-                self._set_config(self.config.changed(dtype=name))
+        _, name = tensors.device_and_dtype(arguments, named)
+        if name is None:
+            return self
+        if name not in DTYPES:
+            raise OptionError(f"dtype is {name!r}, expected one of {', '.join(DTYPES)}")
+        if DTYPES[name] != self.dtype:
+            if getattr(self, "backend", None) == "numpy" and name != "float32":
+                raise OptionError(f"the backend numpy computes in float32; load the model with dtype={name!r}")
+            if name == "float16":
+                for each, array in parameters(self).items():
+                    if mx.issubdtype(array.dtype, mx.floating):
+                        check_finite(each, array.astype(mx.float16), "use bfloat16 or float32")
+            self.set_dtype(DTYPES[name])
+            self._set_config(self.config.changed(dtype=name))
         return self
 
     def half(self) -> Self:
