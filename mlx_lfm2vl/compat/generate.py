@@ -21,8 +21,7 @@ from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..models.outputs import ModelOutput
 from . import stopping, tensors
 from .generation_config import DEFAULTS, KNOWN, settings, token_ids
-from .logits_process import Process, make_processors
-from .logits_warp import make_warpers, normalise
+from .logits_process import Process, make_processors, make_warpers, normalise
 from .prompts import ARGUMENTS, GivenPrompt, take_prompt
 from .seed import seed_of_call
 

@@ -1,4 +1,8 @@
-"""Typed reading of JSON objects: a value that makes no sense becomes a `ConfigError` with its place, name and value."""
+"""Typed reading of JSON objects: a value that makes no sense becomes a `ConfigError` with its place, name and value.
+
+A configuration is a dataclass whose fields are declared by `integer`, `number` and so on: default, spellings and bounds
+stand there once. `Fields.declared` reads them from a file; `check_declared` checks those of an object.
+"""
 
 from __future__ import annotations
 
