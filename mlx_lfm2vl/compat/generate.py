@@ -193,7 +193,7 @@ def _answer(
     def given(kept: list[mx.array] | None) -> tuple[Any, ...] | None:
         return None if kept is None else tensors.as_kind_of(like, tuple(kept))
 
-    criteria = [stopping.end_token(ends)] if ends else []
+    criteria: list[stopping.Criterion] = [lambda ids: np.isin(ids[:, -1], ends)] if ends else []
     if chosen["max_time"] is not None:
         criteria.append(stopping.max_time(chosen["max_time"]))
     if chosen["stop_strings"] is not None:

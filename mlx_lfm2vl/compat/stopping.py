@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -34,11 +34,6 @@ class StoppingCriteriaList(list[Any]):
 _VISIBLE = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes that byte-level tokens spell as themselves
 _HIDDEN = sorted(set(range(256)).difference(_VISIBLE))  # and those that they spell as U+0100 and what follows
 _BYTES = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + place): byte for place, byte in enumerate(_HIDDEN)}
-
-
-def end_token(ends: Sequence[int]) -> Criterion:
-    """Rows whose last token is one of these."""
-    return lambda ids: np.isin(ids[:, -1], ends)
 
 
 def max_time(seconds: Any) -> Criterion:
