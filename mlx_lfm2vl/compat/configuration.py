@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import Field, FrozenInstanceError, replace
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from .. import config
@@ -174,7 +173,7 @@ class ConfigMethods(SharedFile):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes config.json. Raises `OutputError`."""
         with writing(folder) as target:
-            (Path(target) / "config.json").write_text(self.to_json_string(), encoding="utf-8")
+            (target / "config.json").write_text(self.to_json_string(), encoding="utf-8")
 
 
 class Lfm2VlConfig(ConfigMethods, config.Lfm2VlConfig):  # type: ignore[misc]
