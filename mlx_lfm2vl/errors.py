@@ -34,12 +34,11 @@ def and_more(things: Sized) -> str:
     return f" and {len(things) - 1} more" if len(things) > 1 else ""
 
 
-def first_line(error: BaseException, length: int = 200) -> str:
-    """The words of a library on a file, for a message: their first line, printable, not longer than `length`
-    characters."""
+def first_line(error: BaseException) -> str:
+    """The words of a library on a file, for a message: their first line, printable, of at most 200 characters."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
-    return text if len(text) <= length else f"{text[: length - 4]} ..."
+    return text if len(text) <= 200 else f"{text[:196]} ..."
 
 
 def did_you_mean(words: Iterable[str], known: Collection[str]) -> str:

@@ -55,20 +55,7 @@ class BatchFeature(ProcessorOutput):
         Raises:
             OptionError: for what is neither.
         """
-        named.pop("non_blocking", None)
-        device, dtype = named.pop("device", None), named.pop("dtype", None)
-        dtype = named.pop("torch_dtype", None) if dtype is None else dtype
-        if named or len(arguments) > 2:
-            raise OptionError(f"to() takes a device and a dtype, not {', '.join(named) or len(arguments)}")
-        for value in arguments:
-            if tensors.is_dtype(value):
-                dtype = value
-            elif value is not None:
-                device = value
-        if device is not None:
-            tensors.check_device(device)
-        if dtype is not None:
-            tensors.dtype_name(dtype)
+        device, dtype = tensors.device_and_dtype(arguments, named)
         for name, value in self.items():
             if device is not None:
                 value = tensors.move(value, device)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import Field, FrozenInstanceError, replace
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from .. import config
 from ..config import read_json
+from ..config.fields import one_or_list
 from ..config.files import CODE, QUANTISATION, is_place, without, writing
 from ..errors import ConfigError, OptionError
 from ..hub import resolve
@@ -93,8 +93,7 @@ class ConfigMethods(SharedFile):
 
     @property
     def eos_token_id(self) -> int | list[int]:
-        ids = list(self.eos_token_ids)
-        return ids[0] if len(ids) == 1 else ids
+        return one_or_list(self.eos_token_ids)
 
     @property
     def pad_token_id(self) -> int | None:
@@ -174,7 +173,7 @@ class ConfigMethods(SharedFile):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes config.json. Raises `OutputError`."""
         with writing(folder) as target:
-            (Path(target) / "config.json").write_text(self.to_json_string(), encoding="utf-8")
+            (target / "config.json").write_text(self.to_json_string(), encoding="utf-8")
 
 
 class Lfm2VlConfig(ConfigMethods, config.Lfm2VlConfig):  # type: ignore[misc]

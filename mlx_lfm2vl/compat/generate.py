@@ -21,8 +21,7 @@ from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..models.outputs import ModelOutput
 from . import stopping, tensors
 from .generation_config import DEFAULTS, KNOWN, settings, token_ids
-from .logits_process import Process, make_processors
-from .logits_warp import make_warpers, normalise
+from .logits_process import Process, make_processors, make_warpers, normalise
 from .prompts import ARGUMENTS, GivenPrompt, take_prompt
 from .seed import seed_of_call
 
@@ -191,12 +190,13 @@ def _answer(
     def given(kept: list[mx.array] | None) -> tuple[Any, ...] | None:
         return None if kept is None else tensors.as_kind_of(like, tuple(kept))
 
-    criteria = [stopping.end_token(ends)] if ends else []
+    criteria: list[stopping.Criterion] = [lambda ids: np.isin(ids[:, -1], ends)] if ends else []
     if chosen["max_time"] is not None:
         criteria.append(stopping.max_time(chosen["max_time"]))
     if chosen["stop_strings"] is not None:
         criteria.append(stopping.stop_strings(chosen["stop_strings"], callbacks.tokenizer))
-    criteria += stopping.of_caller(callbacks.criteria, like, lambda: given(selector.scores))
+    if own := callbacks.criteria:
+        criteria.append(lambda ids: stopping.ended_rows(own, tensors.of_numpy(like, ids), given(selector.scores)))
     # One token at a time where a function of the caller runs or the cache outlives the call; else one step ahead.
     waits = wanted or prompt.cache.offset > 0 or bool(callbacks.criteria or callbacks.processors)
     waits = waits or any(hasattr(process, "reads_ids") for process in processors)

@@ -151,14 +151,13 @@ class Lfm3VlProcessor(Lfm2VlProcessor, lfm3_vl.Lfm3VlProcessor):
 
     def _in_order(self, texts: Sequence[str], images: Any, videos: Sequence[Video]) -> list[list[Any]]:
         """Pictures and videos of each text, in the order of their tokens."""
-        rest = {self.image_token: iter([] if images is None else flatten(images)), self.video_token: iter(videos)}
+        pictures = [] if images is None else flatten(images)
+        rest = {self.image_token: iter(pictures), self.video_token: iter(videos)}
         found = [[next(rest[token], None) for token in unmarked(*rest).findall(text)] for text in texts]
-        if any(each is None for group in found for each in group) or any(
-            next(more, None) is not None for more in rest.values()
-        ):
-            count = 0 if images is None else len(flatten(images))
+        left = any(next(more, None) is not None for more in rest.values())
+        if left or any(each is None for group in found for each in group):
             raise PromptError(
-                f"the texts have other numbers of {self.image_token} and {self.video_token} than the {count} pictures "
-                f"and {len(videos)} videos; each needs one"
+                f"the texts have other numbers of {self.image_token} and {self.video_token} than the {len(pictures)} "
+                f"pictures and {len(videos)} videos; each needs one"
             )
         return found

@@ -70,8 +70,6 @@ _ANYWAY: dict[str, tuple[Any, ...]] = {
     "device_map": (None, "auto", "balanced", "cpu", "mps", "cuda", ""),
     "tp_size": (None, 1),
 }
-
-
 OF_FROM_PRETRAINED = (*HUB, *_SILENT, *_NO_MEANING, "dtype", "generation_config", "progress", "subfolder")
 
 

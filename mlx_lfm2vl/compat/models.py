@@ -204,14 +204,8 @@ class Lfm2VlForConditionalGeneration(ModelMethods, lfm2_vl.Lfm2VlForConditionalG
             if value is not None:
                 raise OptionError(f"{name} is given, which is not offered; leave it out")
         settings.pop("trust_remote_code", None)
-        callbacks = Callbacks(
-            tuple(logits_processor or ()),
-            tuple(stopping_criteria or ()),
-            prefix_allowed_tokens_fn,
-            streamer,
-            tokenizer,
-            seed,
-        )
+        processors, criteria = tuple(logits_processor or ()), tuple(stopping_criteria or ())
+        callbacks = Callbacks(processors, criteria, prefix_allowed_tokens_fn, streamer, tokenizer, seed)
         return generate(self, inputs, generation_config, settings, callbacks)
 
     compute_transition_scores = staticmethod(computing(transition_scores))

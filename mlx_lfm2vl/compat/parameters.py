@@ -8,18 +8,80 @@ from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from ..backends.thread_state import computing
-from ..errors import OptionError
+from ..errors import InputError, OptionError
 from ..weights.finite import check_finite
 from ..weights.load import DTYPES
 from ..weights.names import is_conv_kernel, parameters, turned
 from ..weights.quantize import parameter_count
 from . import tensors
-from .embeddings import Embeddings, InputEmbeddings, OutputEmbeddings
 from .not_offered import MODEL, NotOffered, way_out
 
 INITIAL_SCALE = 0.02  # of new embeddings, where they are random
+
+
+class Embeddings:
+    """A module of a model that has its `weight` (vocabulary, hidden); all attributes are those of MLX's `module`."""
+
+    module: nn.Module
+
+    def __init__(self, module: nn.Module):
+        object.__setattr__(self, "module", module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "module"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.module, name, tensors.to_mlx(value))
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.module is self.module  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self), id(self.module)))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.num_embeddings}, {self.embedding_dim})"
+
+    @property
+    def num_embeddings(self) -> int:
+        """Tokens of the vocabulary."""
+        return int(self.module.weight.shape[0])
+
+    @property
+    def embedding_dim(self) -> int:
+        """Numbers of an embedding."""
+        if isinstance(self.module, (nn.QuantizedEmbedding, nn.QuantizedLinear)):
+            return int(self.module.scales.shape[-1] * self.module.group_size)
+        return int(self.module.weight.shape[-1])
+
+
+class InputEmbeddings(Embeddings):
+    """A model's table of embeddings: ids (...) to embeddings (..., hidden)."""
+
+    @computing
+    def __call__(self, input: Any) -> Any:
+        """Embeddings of the kind of `input`, torch's or MLX's. Raises `InputError` for an id that has none."""
+        ids = np.array(tensors.to_mlx(input))
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise InputError(f"ids are {ids.dtype}, expected whole numbers")
+        if (wrong := ids[(ids < 0) | (ids >= self.num_embeddings)]).size:
+            raise InputError(f"ids hold {wrong[0]}; the model's vocabulary has ids 0 to {self.num_embeddings - 1}")
+        return tensors.as_kind_of(input, self.module(mx.array(ids.astype(np.int32))))
+
+
+class OutputEmbeddings(Embeddings):
+    """A model's head, of its own or tied to the table of embeddings: hidden states (..., hidden) to logits
+    (..., vocabulary)."""
+
+    @computing
+    def __call__(self, input: Any) -> Any:
+        """Logits of the kind of `input`, torch's or MLX's."""
+        tied = isinstance(self.module, (nn.Embedding, nn.QuantizedEmbedding))
+        call = self.module.as_linear if tied else self.module
+        return tensors.as_kind_of(input, call(mx.array(tensors.to_mlx(input))))
 
 
 class ModelMethods(nn.Module):
@@ -158,28 +220,20 @@ class ModelMethods(nn.Module):
         """Casts the model to a dtype; a device is checked and changes nothing, as memory is unified. On the backend
         numpy it casts to float32 alone. Raises `OptionError`, and `NotFiniteError` for numbers beyond the range of
         float16."""
-        given = [named.pop(name, None) for name in ("device", "dtype", "torch_dtype")]
-        named.pop("non_blocking", None)
-        if named:
-            raise OptionError(f"to() takes a device and a dtype, not {', '.join(named)}")
-        for value in (*arguments, *given):
-            if value is None:
-                continue
-            if not tensors.is_dtype(value):
-                tensors.check_device(value)
-                continue
-            name = tensors.dtype_name(value)
-            if name not in DTYPES:
-                raise OptionError(f"dtype is {value!r}, expected one of {', '.join(DTYPES)}")
-            if DTYPES[name] != self.dtype:
-                if getattr(self, "backend", None) == "numpy" and name != "float32":
-                    raise OptionError(f"the backend numpy computes in float32; load the model with dtype={name!r}")
-                if name == "float16":
-                    for each, array in parameters(self).items():
-                        if mx.issubdtype(array.dtype, mx.floating):
-                            check_finite(each, array.astype(mx.float16), "use bfloat16 or float32")
-                self.set_dtype(DTYPES[name])
-                self._set_config(self.config.changed(dtype=name))
+        _, name = tensors.device_and_dtype(arguments, named)
+        if name is None:
+            return self
+        if name not in DTYPES:
+            raise OptionError(f"dtype is {name!r}, expected one of {', '.join(DTYPES)}")
+        if DTYPES[name] != self.dtype:
+            if getattr(self, "backend", None) == "numpy" and name != "float32":
+                raise OptionError(f"the backend numpy computes in float32; load the model with dtype={name!r}")
+            if name == "float16":
+                for each, array in parameters(self).items():
+                    if mx.issubdtype(array.dtype, mx.floating):
+                        check_finite(each, array.astype(mx.float16), "use bfloat16 or float32")
+            self.set_dtype(DTYPES[name])
+            self._set_config(self.config.changed(dtype=name))
         return self
 
     def half(self) -> Self:

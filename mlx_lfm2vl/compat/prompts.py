@@ -127,17 +127,9 @@ def take_prompt(
                 f"past_key_values hold {cache.offset} tokens, and the prompt has no more; give all of the text, or its "
                 "new tokens with an attention_mask for all of it"
             )
-    return GivenPrompt(
-        like,
-        rows.astype(np.int64),
-        cache,
-        new,
-        mask,
-        None if embeds is None else embeds[:, -new:],
-        pixels,
-        shapes,
-        None if images is None else mx.concatenate([tensors.to_mlx(each) for each in images.pooler_output]),
-    )
+    embeds = None if embeds is None else embeds[:, -new:]
+    encoded = None if images is None else mx.concatenate([tensors.to_mlx(each) for each in images.pooler_output])
+    return GivenPrompt(like, rows.astype(np.int64), cache, new, mask, embeds, pixels, shapes, encoded)
 
 
 def left_padding(mask: np.ndarray) -> np.ndarray | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -28,20 +28,12 @@ class StoppingCriteriaList(list[Any]):
 
     def __call__(self, input_ids: Any, scores: Any, **named: Any) -> Any:
         """(B,) bool, of the kind of `input_ids`."""
-        done = np.zeros(len(input_ids), bool)
-        for criterion in self:
-            done |= tensors.to_numpy(criterion(input_ids, scores, **named)).astype(bool)
-        return tensors.of_numpy(input_ids, done)
+        return tensors.of_numpy(input_ids, ended_rows(self, input_ids, scores, **named))
 
 
 _VISIBLE = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes that byte-level tokens spell as themselves
 _HIDDEN = sorted(set(range(256)).difference(_VISIBLE))  # and those that they spell as U+0100 and what follows
 _BYTES = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + place): byte for place, byte in enumerate(_HIDDEN)}
-
-
-def end_token(ends: Sequence[int]) -> Criterion:
-    """Rows whose last token is one of these."""
-    return lambda ids: np.isin(ids[:, -1], ends)
 
 
 def max_time(seconds: Any) -> Criterion:
@@ -78,14 +70,9 @@ def stop_strings(strings: Any, tokenizer: Any) -> Criterion:
     return lambda ids: np.array([ends(row) for row in ids], bool)
 
 
-def of_caller(criteria: Iterable[Any], like: Any, scores: Callable[[], Any]) -> list[Criterion]:
-    """The caller's own criteria. They get arrays of the kind of `like`, and the scores so far or None."""
-
-    def wrapped(criterion: Any) -> Criterion:
-        def call(ids: np.ndarray) -> np.ndarray:
-            done = criterion(tensors.of_numpy(like, ids), scores())
-            return np.broadcast_to(tensors.to_numpy(done).astype(bool), len(ids))
-
-        return call
-
-    return [wrapped(criterion) for criterion in criteria]
+def ended_rows(criteria: Iterable[Any], input_ids: Any, scores: Any, **named: Any) -> np.ndarray:
+    """(B,) bool: the rows that one of a caller's criteria ends."""
+    done = np.zeros(len(input_ids), bool)
+    for criterion in criteria:
+        done |= tensors.to_numpy(criterion(input_ids, scores, **named)).astype(bool)
+    return done

@@ -109,6 +109,24 @@ def check_device(device: Any) -> None:
         raise OptionError(f"device is {device!r}, expected one of {', '.join(_DEVICES)}")
 
 
+def device_and_dtype(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, str | None]:
+    """What a call of `to` asks for: a device or None, and the name of a dtype or None. Raises `OptionError` for what is
+    neither."""
+    named.pop("non_blocking", None)
+    device, *dtypes = (named.pop(name, None) for name in ("device", "dtype", "torch_dtype"))
+    if named or len(arguments) > 2:
+        raise OptionError(f"to() takes a device and a dtype, not {', '.join(named) or len(arguments)}")
+    for value in arguments:
+        if is_dtype(value):
+            dtypes.insert(0, value)
+        elif value is not None:
+            device = value
+    if device is not None:
+        check_device(device)
+    dtype = first_given(*dtypes)
+    return device, None if dtype is None else dtype_name(dtype)
+
+
 def cast(value: Any, dtype: Any) -> Any:
     """A floating-point array in another dtype; whole numbers and what is no array stay as they are. NumPy has no
     bfloat16, so such an array becomes MLX's."""

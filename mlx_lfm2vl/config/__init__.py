@@ -9,8 +9,13 @@ from .family import ModelConfig, TextConfig, VisionConfig, config_in, config_of
 from .files import parse_json, read_json, read_text, shown
 from .generation import GenerationConfig
 from .lfm3 import Lfm3Config
-from .lfm3_processor import ImageConfig, Lfm3VlImageProcessorConfig, Lfm3VlProcessorConfig, ProcessorFiles
-from .lfm3_video import Lfm3VlVideoProcessorConfig
+from .lfm3_processor import (
+    ImageConfig,
+    Lfm3VlImageProcessorConfig,
+    Lfm3VlProcessorConfig,
+    Lfm3VlVideoProcessorConfig,
+    ProcessorFiles,
+)
 from .lfm3_vision import Lfm3VlVisionConfig
 from .lfm3_vl import Lfm3VlConfig
 from .model import Lfm2VlConfig

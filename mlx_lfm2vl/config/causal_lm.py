@@ -97,9 +97,4 @@ class CausalLMConfig(WholeModel):
         """In the spelling of transformers 5, ready for config.json."""
         data = {"architectures": [ARCHITECTURES[self.model_type]], **self.text_config.to_dict()}
         data |= {"model_type": self.model_type, "tie_word_embeddings": self.tie_word_embeddings}
-        data = self.with_weights(data)
-        if self.quantization:
-            data["quantization"] = data["quantization_config"] = {
-                bare(name): value for name, value in self.quantization.items()
-            }
-        return data
+        return self.with_weights(data, bare)

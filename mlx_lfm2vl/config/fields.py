@@ -1,4 +1,8 @@
-"""Typed reading of JSON objects: a value that makes no sense becomes a `ConfigError` with its place, name and value."""
+"""Typed reading of JSON objects: a value that makes no sense becomes a `ConfigError` with its place, name and value.
+
+A configuration is a dataclass whose fields are declared by `integer`, `number` and so on: default, spellings and bounds
+stand there once. `Fields.declared` reads them from a file; `check_declared` checks those of an object.
+"""
 
 from __future__ import annotations
 
@@ -204,10 +208,11 @@ class WholeModel:
         method = read.section("quantization_config")
         return read.section("quantization") or ({} if "quant_method" in method else method) or None
 
-    def with_weights(self, data: dict[str, Any]) -> dict[str, Any]:
-        """The data of a config.json, with what it says of the weights."""
+    def with_weights(self, data: dict[str, Any], spelled: Callable[[str], str] = str) -> dict[str, Any]:
+        """The data of a config.json, with what it says of the weights. `spelled`: a module's name in the files, of that
+        in `quantization`."""
         if self.dtype:
             data["dtype"] = self.dtype
-        if self.quantization:
-            data["quantization"] = data["quantization_config"] = dict(self.quantization)
+        if record := {spelled(name): value for name, value in (self.quantization or {}).items()}:
+            data["quantization"] = data["quantization_config"] = record
         return data

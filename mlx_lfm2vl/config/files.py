@@ -93,9 +93,9 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); {AGAIN}") from None
 
 
-def read_json(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object. Raises `ConfigError` naming the file if it is absent or is none."""
-    text = read_text(path, limit)
+    text = read_text(path)
     try:
         data = parse_json(text)
     except ValueError as error:

@@ -14,12 +14,7 @@ from .lfm3 import Lfm3Config
 from .lfm3_vision import Lfm3VlVisionConfig
 
 MODEL_TYPE = "lfm3_vl"
-TOKENS = {
-    "image_token_id": 125_030,
-    "video_token_id": 125_029,
-    "vision_start_token_id": 125_009,
-    "vision_end_token_id": 125_010,
-}
+TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
 @dataclass(frozen=True)
@@ -32,10 +27,10 @@ class Lfm3VlConfig(WholeModel):
 
     vision_config: Lfm3VlVisionConfig = field(default_factory=Lfm3VlVisionConfig)
     text_config: Lfm3Config = field(default_factory=Lfm3Config)
-    image_token_id: int = TOKENS["image_token_id"]
-    video_token_id: int = TOKENS["video_token_id"]
-    vision_start_token_id: int = TOKENS["vision_start_token_id"]
-    vision_end_token_id: int = TOKENS["vision_end_token_id"]
+    image_token_id: int = 125_030
+    video_token_id: int = 125_029
+    vision_start_token_id: int = 125_009
+    vision_end_token_id: int = 125_010
     projector_hidden_act: str = choice("gelu", options=ACTIVATIONS)
     projector_hidden_size: int = integer(4096)
     projector_bias: bool = flag(True)
@@ -77,7 +72,9 @@ class Lfm3VlConfig(WholeModel):
             raise ConfigError(f"{where}: model_type is {shown(data.get('model_type'))}; expected 'lfm3_vl' (LFM3-VL)")
         text = Lfm3Config.from_dict(read.section("text_config"), f"{where}: text_config")
         last = text.vocab_size - 1
-        ids: dict[str, Any] = {name: read.integer(name, default=id, low=0, high=last) for name, id in TOKENS.items()}
+        ids: dict[str, Any] = {
+            name: read.integer(name, default=getattr(cls, name), low=0, high=last) for name in TOKENS
+        }
         values = read.declared(cls)
         if data.get("tie_word_embeddings") is None:
             values["tie_word_embeddings"] = text.tie_word_embeddings

@@ -176,37 +176,26 @@ class ProcessorConfig:
         converters left in published folders although the models are made for tiling; a note says so, and whoever means
         it passes `do_image_splitting=False`. What this package wrote itself is meant (see `to_dict`).
         """
-        known = {f.name for f in fields(ImageProcessorConfig)} - set(OF_READING)
-        merged: dict[str, Any] = {}
-        special: Any = None
-        meant = False
-        layers = [source for source in (preprocessor, processor) if source] or [model or {}]
-        for source in layers:
-            nested = source.get("image_processor")
-            for part in (source, nested if isinstance(nested, Mapping) else {}):
-                merged.update({key: part[key] for key in known if part.get(key) is not None})
-                meant = meant or part.get(SPLITTING_IS_MEANT) is True
-                if part.get("use_image_special_tokens") is not None:
-                    special = part["use_image_special_tokens"]
+        sources = [source for source in (preprocessor, processor) if source] or [model or {}]
+        parts = [part for each in sources for part in (each, each.get("image_processor")) if isinstance(part, Mapping)]
+        said = {name: value for part in parts for name, value in part.items() if value is not None}
+        known = {each.name for each in fields(ImageProcessorConfig)} - set(OF_READING)
+        merged = {name: value for name, value in said.items() if name in known}
+        meant = any(part.get(SPLITTING_IS_MEANT) is True for part in parts)
         notes = []
         stated = bool(merged)
         if not stated:
             notes.append("no processor file says how pictures are cut; the defaults of LFM2-VL are used (tiles of 512)")
         if merged.get("do_image_splitting") is False and not meant:
             del merged["do_image_splitting"]
-            thumbnail = merged.pop("use_thumbnail", None)
-            if thumbnail is True:
-                merged["use_thumbnail"] = True
+            if merged.get("use_thumbnail") is not True:
+                merged.pop("use_thumbnail", None)
             notes.append(
                 "the processor file switches tiling off (do_image_splitting: false), as converters did by mistake in "
                 "published folders; tiling stays on. Pass do_image_splitting=False (--no-tiling) if it is meant"
             )
-        special = Fields({"use_image_special_tokens": special}, "processor").flag(
-            "use_image_special_tokens", default=True
-        )
-        return cls(
-            image=ImageProcessorConfig(**merged), use_image_special_tokens=special, notes=tuple(notes), is_stated=stated
-        )
+        special = Fields(said, "processor").flag("use_image_special_tokens", default=True)
+        return cls(ImageProcessorConfig(**merged), special, tuple(notes), stated)
 
     @classmethod
     def from_folder(cls, folder: Path) -> ProcessorConfig:

@@ -94,20 +94,19 @@ def resolve_checked(
     *,
     revision: str | None = None,
     token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> Path:
     """As `resolve`, but what cannot be used is refused before gigabytes are fetched: by `check`, called with the folder
     when its config.json is there, and maybe nothing else; and by a `HubError` if the files that are not here yet would
     not fit on the disk."""
-    options: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    options: dict[str, Any] = {"token": token, "local_files_only": local_files_only}
     folder = resolve(path_or_repo, revision=revision, patterns=(CONFIG,), **options)
     check(folder)
     name, revision = of_page(os.fspath(path_or_repo), revision)
     parts = split(name)
     if not is_local(name) and parts is not None:
         inside = "" if folder.parent.name == "snapshots" else f"{folder.name}/"
-        _Snapshot(name, parts[0], revision, **options).check_space(inside)
+        _Snapshot(name, parts[0], revision, token, None, local_files_only).check_space(inside)
     return resolve(path_or_repo, revision=revision, **options)
 
 

@@ -67,18 +67,17 @@ def in_thread(fetch: Callable[[type[Any]], T], progress: Progress | None) -> T:
     while True:
         try:
             check_cancelled()
-            for thread in list(
-                download.workers
-            ):  # the client's, daemons as this one; the process may exit without them
+            # The process may exit while the client's threads, daemons as the one that made them, wait for the network.
+            for thread in list(download.workers):
                 pools._threads_queues.pop(thread, None)  # type: ignore[attr-defined]
             result, error = ended.get(timeout=POLL_SECONDS)
             break
         except queue.Empty:
             continue
         except BaseException:
+            download.left = True
             from huggingface_hub.utils._xet import abort_xet_session
 
-            download.left = True
             abort_xet_session()  # what the client transfers by Xet in this process, as it does itself at Ctrl-C
             raise
     if error is not None:

@@ -27,7 +27,7 @@ def load_dspark(folder: Path) -> DSparkDraftModel:
     config = DSparkConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
     shards = read_shards(folder)
     names = _own_names(shards)
-    infos = {own: shards.tensors[name] for name, own in names.items()}
+    infos = {own: shards.tensors[name] for own, name in names.items()}
     model = DSparkDraftModel(config)
     quantize.prepare(model, infos)
     missing = [name for name in parameters(model) if name not in infos]
@@ -37,19 +37,20 @@ def load_dspark(folder: Path) -> DSparkDraftModel:
     check_weights(str(folder), infos)
     dtype = next(DTYPES[info.dtype] for info in infos.values() if info.dtype in FLOATING)
     with reading(folder):
-        model.load_weights(list(read_tensors(shards.files, names, dtype).items()), strict=True)
+        tensors = read_tensors(shards.files, {name: own for own, name in names.items()}, dtype)
+        model.load_weights(list(tensors.items()), strict=True)
         mx.eval(model.parameters())
     model.eval()
     return model
 
 
 def _own_names(shards: Shards) -> dict[str, str]:
-    """The names of the drafter's own tensors in the files, to those of its parameters."""
+    """The names of the drafter's parameters, to those of its own tensors in the files."""
     names: dict[str, str] = {}
     for name, info in shards.tensors.items():
         own = name.removeprefix("model.")
-        if own in names.values():
+        if own in names:
             raise WeightsError(f"{info.file}: holds {own} twice, with 'model.' and without")
         if not own.startswith(BORROWED):
-            names[name] = own
+            names[own] = name
     return names

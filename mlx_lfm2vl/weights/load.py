@@ -132,15 +132,14 @@ class StoredTensors:
     """The tensors of a folder that its model needs, checked against the configuration and not read yet.
 
     `config` is fitted to the weights. `infos` goes by the names of the model's parameters, `names` from names in the
-    files to names of the whole model's parameters, of which `prefix` is cut off. `widths`: how modules are quantised,
-    by path. `dtype`: of what is dense. `notes`: what the user should know of the files.
+    files to these. `widths`: how modules are quantised, by path. `dtype`: of what is dense. `notes`: what the user
+    should know of the files.
     """
 
     config: ModelConfig
     files: tuple[Path, ...]
     names: dict[str, str]
     infos: dict[str, TensorInfo]
-    prefix: str
     state: tuple[tuple[int, ...], ...]  # of the files when their headers were read
     widths: dict[str, quantize.Quantization]
     dtype: mx.Dtype
@@ -167,11 +166,7 @@ class StoredTensors:
     def read(self, dtype: mx.Dtype | None = None) -> dict[str, mx.array]:
         """The tensors, not yet evaluated, in MLX's orientation and cast to `dtype`, or else to the folder's. Only the
         result refers to them: what is cast is freed as it is cast. Raises `WeightsError`."""
-        inner = {
-            name: module[len(self.prefix) :] for name, module in self.names.items() if module.startswith(self.prefix)
-        }
-        wanted = {name: module for name, module in inner.items() if module in self.infos}
-        return read_tensors(self.files, wanted, self.dtype if dtype is None else dtype)
+        return read_tensors(self.files, self.names, self.dtype if dtype is None else dtype)
 
     def read_shard(
         self, model: nn.Module, group: mx.distributed.Group, dtype: mx.Dtype | None, change: Change | None
@@ -229,8 +224,9 @@ def open_model(
     if unused:
         notes += (f"tensor {unused[0]}{and_more(unused)} left out, which the model does not use",)
     dtype = stored_dtype(config, plain.values())
+    names = {name: module[len(prefix) :] for name, module in names.items() if module in wanted}
     notes = (*shards.notes, *notes)
-    return model, StoredTensors(config, shards.files, names, plain, prefix, shards.state, widths, dtype, notes)
+    return model, StoredTensors(config, shards.files, names, plain, shards.state, widths, dtype, notes)
 
 
 def read_tensors(files: Iterable[Path], names: Mapping[str, str], dtype: mx.Dtype) -> dict[str, mx.array]:

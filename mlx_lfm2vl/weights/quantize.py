@@ -86,21 +86,13 @@ def parameter_count(model: nn.Module, without: tuple[type[nn.Module], ...] = ())
 
 def encode(weight: mx.array, spec: Quantization) -> dict[str, mx.array]:
     """The tensors `weight`, `scales` and, for affine, `biases` of a quantised module; not yet evaluated."""
-    arrays = mx.quantize(weight, group_size=spec.group_size, bits=spec.bits, mode=spec.mode)
+    arrays = mx.quantize(weight, **spec.to_dict())
     return dict(zip(PARTS, arrays, strict=False))
 
 
 def decode(parts: Mapping[str, mx.array], spec: Quantization, dtype: mx.Dtype) -> mx.array:
     """The dense weight that a quantised module stands for."""
-    return mx.dequantize(
-        parts["weight"],
-        parts["scales"],
-        parts.get("biases"),
-        group_size=spec.group_size,
-        bits=spec.bits,
-        mode=spec.mode,
-        dtype=dtype,
-    )
+    return mx.dequantize(parts["weight"], parts["scales"], parts.get("biases"), **spec.to_dict(), dtype=dtype)
 
 
 def stored_as(path: str, width: int, tensors: Mapping[str, TensorInfo]) -> Quantization:
