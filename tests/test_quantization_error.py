@@ -1,6 +1,5 @@
 """What a quantisation costs: the numbers against their definitions, the report, its place in folder and card."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -201,7 +200,7 @@ def test_another_model_is_refused(few):
 
 def test_the_report_is_kept_with_the_folder_and_in_its_card(measured):
     out, report, seen = measured
-    assert QuantizationReport.from_dict(json.loads((out / FILE).read_text())) == report
+    assert QuantizationReport.read(out) == report
     card = (out / "README.md").read_text()
     assert report.markdown() in card and "What quantising cost" in card
     steps = [step for step in seen if step[0] == "measuring"]

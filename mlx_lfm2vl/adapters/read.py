@@ -20,7 +20,7 @@ from ..backends.thread_state import computing
 from ..config import read_json
 from ..errors import HubError, OptionError, WeightsError
 from ..model_folder import ADAPTER_CONFIG
-from ..weights.files import FLOATING, TensorInfo, read_header
+from ..weights.files import FLOATING, read_header
 from ..weights.names import is_conv_kernel, to_module
 from .adapter import Adapter, LoRAWeights
 
@@ -87,7 +87,8 @@ def _read(place: Path, file: Path, config: Mapping[str, Any]) -> Adapter:
             )
         else:
             module = _module(file, name, plain)
-            saved[module] = _turned(module, arrays[name], info)
+            turns = is_conv_kernel(module) and len(info.shape) == 3 and info.shape[1] == 1  # as torch has it
+            saved[module] = arrays[name].transpose(0, 2, 1) if turns else arrays[name]
     if not parts and not saved:
         raise WeightsError(f"{file}: holds no tensor; the adapter was not saved whole")
     layers = {}
@@ -112,12 +113,6 @@ def _module(file: Path, name: str, path: str) -> str:
             f"{file}: tensor {name} has a name that no LFM2-VL layout has; the adapter is another model's"
         )
     return module
-
-
-def _turned(module: str, array: mx.array, info: TensorInfo) -> mx.array:
-    """A whole parameter in MLX's orientation."""
-    turns = is_conv_kernel(module) and len(info.shape) == 3 and info.shape[1] == 1
-    return array.transpose(0, 2, 1) if turns else array
 
 
 def _check(place: Path, config: Mapping[str, Any], of_peft: bool) -> None:

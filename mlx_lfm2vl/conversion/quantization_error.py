@@ -265,7 +265,8 @@ def divergence(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def module_errors(dense: Path, quantised: Path) -> Iterator[ModuleError]:
-    """The relative change of every module that is quantised in the second folder, one at a time."""
+    """The relative change of every module that is quantised in the second folder, one at a time: the Frobenius norm of
+    the difference over that of the dense weight, in float32. Raises `WeightsError`."""
     model: nn.Module
     model, after = open_model(quantised)
     before = open_model(dense)[1]
@@ -278,14 +279,9 @@ def module_errors(dense: Path, quantised: Path) -> Iterator[ModuleError]:
         was = dense_weight(before, originals, path)
         if was is None or new is None or was.shape != new.shape:
             raise WeightsError(f"{quantised}: {from_module(path, 'mlx')} is another than in {dense}")
-        error = relative_error(new, was, f"{dense} or {quantised}")
-        yield ModuleError(from_module(path, "mlx"), specs[path].bits, specs[path].mode, error)
+        was = was.astype(mx.float32)
+        with reading(f"{dense} or {quantised}", "start again"):
+            error = mx.linalg.norm(new.astype(mx.float32) - was) / mx.maximum(mx.linalg.norm(was), 1e-30)
+            mx.eval(error)
+        yield ModuleError(from_module(path, "mlx"), specs[path].bits, specs[path].mode, float(np.array(error)))
         del new, was
-
-
-def relative_error(new: mx.array, old: mx.array, where: str) -> float:
-    """Frobenius norm of the difference over that of `old`, in float32. Raises `WeightsError` if `where` ends early."""
-    old = old.astype(mx.float32)
-    with reading(where, "start again"):
-        error = mx.linalg.norm(new.astype(mx.float32) - old) / mx.maximum(mx.linalg.norm(old), 1e-30)
-        return float(np.array(error))

@@ -105,15 +105,10 @@ class Context:
                 seen = mx.broadcast_to(real[:, None, None], (*mask.shape[:3], kept))
                 mask = mx.concatenate([seen, mask[..., kept:]], axis=-1)
         if kept + self.length > length:  # one query sees no more than is kept
-            seen = mx.array(_band(self.length, kept, length)[None, None])
+            distance = np.arange(kept, kept + self.length)[:, None] - np.arange(kept + self.length)[None, :]
+            seen = mx.array(((distance >= 0) & (distance < length))[None, None])
             mask = seen & mask if isinstance(mask, mx.array) else seen
         return replace(self, attention_mask=mask)
-
-
-def _band(length: int, past: int, window: int) -> np.ndarray:
-    """The keys (past + length) that each of `length` queries sees, (length, past + length) bool."""
-    distance = np.arange(past, past + length)[:, None] - np.arange(past + length)[None, :]
-    return (distance >= 0) & (distance < window)
 
 
 def rope_frequencies(head_dim: int, theta: float, rotated: float = 1.0) -> mx.array:
