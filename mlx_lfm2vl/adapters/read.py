@@ -17,13 +17,14 @@ from typing import Any
 import mlx.core as mx
 
 from ..backends.thread_state import computing
-from ..config import read_json
+from ..config import parse_json, read_json
 from ..errors import HubError, OptionError, WeightsError
 from ..model_folder import ADAPTER_CONFIG
 from ..weights.files import FLOATING, read_header
 from ..weights.names import is_conv_kernel, to_module
 from .adapter import Adapter, LoRAWeights
 
+CHECKPOINT = "checkpoint.safetensors"  # the state of a training, beside what it has learned so far
 PEFT_WEIGHTS, MLX_LM_WEIGHTS = "adapter_model.safetensors", "adapters.safetensors"
 PREFIX = "base_model.model."
 _PEFT = re.compile(r"(?P<path>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.\w+)?(\.weight)?")
@@ -103,6 +104,21 @@ def _read(place: Path, file: Path, config: Mapping[str, Any]) -> Adapter:
         layers[path] = LoRAWeights(a, b, scale, own.get("m"))
     base = config.get("base_model_name_or_path") or config.get("model")
     return Adapter(place, (file,), layers, saved, base if isinstance(base, str) else None)
+
+
+def unfinished(folder: Path) -> str:
+    """The words for an adapter whose training has not done all of its steps; none where it has, or nothing says so."""
+    file = folder / CHECKPOINT
+    if not file.is_file():
+        return ""
+    try:
+        read_header(file)
+        loaded: Any = mx.load(str(file), return_metadata=True)
+        state = parse_json(loaded[1]["state"])
+        step, steps = int(state["step"]), int(state["steps"])
+    except (WeightsError, RuntimeError, KeyError, TypeError, ValueError):
+        return ""  # what is damaged is told by the training that would go on
+    return f"the adapter's training was stopped after {step} of {steps} steps" if step < steps else ""
 
 
 def _module(file: Path, name: str, path: str) -> str:

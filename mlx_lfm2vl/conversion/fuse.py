@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..adapters.adapter import Adapter
-from ..adapters.read import read_adapter
+from ..adapters.read import read_adapter, unfinished
 from ..config import config_in
 from ..errors import OptionError
 from ..hub import resolve_checked
@@ -118,13 +118,16 @@ def fuse(
         raise OptionError(f"{folder}: is not quantised; there is nothing to dequantise")
     if layout != "mlx" and stored.widths and not dequantize:
         raise OptionError(f"{folder}: is quantised, this layout for dense models; add --dequantize (dequantize=True)")
+    stopped = unfinished(change.folder)
     for note in (*stored.notes, *([AGAIN] if stored.widths and not dequantize else [])):
         on_note(note)
+    if stopped:
+        on_note(f"{change.folder}: {stopped}; the command that began it goes on with it")
     fused = FusedTensors.of(stored, change, dequantize)
     with finished(target, overwrite) as part:
         write_model(fused, part, None, dequantize=dequantize, layout=layout, progress=progress)
         if layout == "mlx":
-            write_card(part, CardSource.of(source, folder), name or target.name, fused=True)
+            write_card(part, CardSource.of(source, folder), name or target.name, fused=True, remark=stopped)
         for remark in check_result(part, target):
             on_note(remark)
     return target

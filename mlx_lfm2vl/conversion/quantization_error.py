@@ -124,14 +124,8 @@ def check_memory(stored: StoredTensors, way: str, search: bool = False, beside: 
     What 8 bits cost is less than what rounding to 16 bits costs, so other dtypes measure the latter. The backend numpy
     computes in float32 only.
 
-    Args:
-        stored: the tensors of the folder.
-        way: ends the message of the error.
-        search: count a second copy of the language model, which a search for bits holds.
-        beside: bytes of other arrays.
-
-    Raises:
-        OutOfMemoryError: if the weights do not fit.
+    `search` counts a second copy of the language model, `beside` the bytes of other arrays. Raises `OutOfMemoryError`
+    if they do not fit; `way` ends its message.
     """
     free, needed = fit.free_memory(), 0
     language = {name: info for name, info in stored.infos.items() if name.startswith(LANGUAGE)}
