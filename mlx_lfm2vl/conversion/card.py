@@ -170,11 +170,14 @@ def write_card(
     linked = f"[{base}](https://huggingface.co/{base})"
     made_from = f", which was made from {linked}," if base else ""
     origin = linked if source.is_base else f"a local checkpoint{made_from}"
+    earlier = (
+        f" The source was not dense: {_described_record(before)} What that lost is not regained." if before else ""
+    )
     parts = [
         USES[0].format(name),
         f"{'Fused with an adapter' if fused else 'Converted'} from {origin} for Apple's MLX with mlx-lfm2vl "
         f"{__version__}. {_described(config)}{_other_widths(folder, config)}"
-        f"{_earlier(before)}{f' {remark[0].upper()}{remark[1:]}.' if remark else ''}",
+        f"{earlier}{f' {remark[0].upper()}{remark[1:]}.' if remark else ''}",
         "## Use\n\n"
         f"{INSTALL}\n\n"
         f"```console\n$ {USES[1 if pictures else 4].format(name)}\n```\n\n"
@@ -232,13 +235,6 @@ def _tags(source: CardSource, config: ModelConfig) -> list[str]:
     own = ["mlx", "mlx-lfm2vl", config.model_type, *sees, *([f"{bits}-bit"] if bits else [])]
     kept = (tag for tag in _items(source.front_matter.get("tags")) if not _OF_FILES.fullmatch(tag))
     return list(dict.fromkeys([*own, *kept]))
-
-
-def _earlier(before: Mapping[str, Any] | None) -> str:
-    """The loss that a quantised source had already."""
-    if not before:
-        return ""
-    return f" The source was not dense: {_described_record(before)} What that lost is not regained."
 
 
 def renamed(card: str, name: str) -> str:

@@ -96,6 +96,7 @@ def measure(
             steps.next()
     label = "bundled set" if calibration is None else calibration.resolve().name  # of a card that is published
     divergences = np.concatenate([part.divergence for part in comparisons])
+    alike = np.array([TOKENS if part.differs_at is None else part.differs_at for part in comparisons])
     size = sum(file.stat().st_size for file in restored.files)
     return QuantizationReport(
         calibration=label,
@@ -106,8 +107,8 @@ def measure(
         kl_p99=float(np.quantile(divergences, 0.99)),
         perplexity_dense=float(np.exp(-np.concatenate([part.expected_dense for part in comparisons]).mean())),
         perplexity=float(np.exp(-np.concatenate([part.expected for part in comparisons]).mean())),
-        identical_32=float(np.mean([part.same[32] for part in comparisons])),
-        identical_64=float(np.mean([part.same[64] for part in comparisons])),
+        identical_32=float(np.mean(alike >= 32)),
+        identical_64=float(np.mean(alike >= 64)),
         bytes_dense=sum(file.stat().st_size for file in stored.files),
         bytes=size,
         bits_per_weight=8 * size / parameter_count(other),
@@ -224,14 +225,12 @@ def embedded(
 
 @dataclass(frozen=True)
 class Comparison:
-    """One question: (positions,) arrays; whether the two greedy answers agree for so many tokens; where they part, None
-    if nowhere."""
+    """One question: (positions,) arrays; for how many tokens the greedy answers agree, None if they are the same."""
 
     agree: np.ndarray
     divergence: np.ndarray
     expected: np.ndarray
     expected_dense: np.ndarray
-    same: dict[int, bool]
     differs_at: int | None
 
 
@@ -247,7 +246,6 @@ def compare(before: np.ndarray, after: np.ndarray, answer: np.ndarray, other: np
         divergence=divergence(before, after),
         expected=after[rows, answer].astype(np.float64),
         expected_dense=before[rows, answer].astype(np.float64),
-        same={count: np.array_equal(answer[:count], other[:count]) for count in (32, 64)},
         differs_at=int(parted[0]) if len(parted) else ends,
     )
 
