@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -36,11 +36,11 @@ class FusedTensors(StoredTensors):
     @classmethod
     def of(cls, stored: StoredTensors, adapter: Adapter, dequantize: bool) -> FusedTensors:
         """`dequantize`: the changed modules become dense."""
-        own = {field.name: getattr(stored, field.name) for field in fields(StoredTensors)}
+        widths = stored.widths
         if dequantize:
             changed = {*adapter.layers, *(name.rpartition(".")[0] for name in adapter.saved)}
-            own["widths"] = {path: width for path, width in stored.widths.items() if path not in changed}
-        return cls(**own, stored=stored, adapter=adapter)
+            widths = {path: width for path, width in widths.items() if path not in changed}
+        return cls(**{**vars(stored), "widths": widths}, stored=stored, adapter=adapter)
 
     def read(self, dtype: mx.Dtype | None = None) -> dict[str, mx.array]:
         arrays = self.stored.read(dtype)
