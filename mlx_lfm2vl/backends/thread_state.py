@@ -63,7 +63,10 @@ def computing(work: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(work)
     def run(*arguments: P.args, **named: P.kwargs) -> T:
-        note_use()
+        global _used
+        if _forked:
+            check_fork()
+        _used = True
         if threading.current_thread() is threading.main_thread():
             return work(*arguments, **named)
         state: _ThreadState | None = getattr(_local, "state", None)
