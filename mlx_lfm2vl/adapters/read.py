@@ -114,9 +114,9 @@ def unfinished(folder: Path) -> str:
     try:
         read_header(file)
         loaded: Any = mx.load(str(file), return_metadata=True)
-        state = parse_json(loaded[1]["state"])
-        step, steps = int(state["step"]), int(state["steps"])
-    except (WeightsError, RuntimeError, KeyError, TypeError, ValueError):
+        state, settings = (parse_json(loaded[1][name]) for name in ("state", "settings"))
+        step, steps = int(state["step"]), int(state.get("steps") or settings["iters"])  # older ones have the latter
+    except (WeightsError, RuntimeError, AttributeError, LookupError, TypeError, ValueError):
         return ""  # what is damaged is told by the training that would go on
     return f"the adapter's training was stopped after {step} of {steps} steps" if step < steps else ""
 
