@@ -219,6 +219,16 @@ def test_a_missing_policy_and_tokenizer_config_come_from_the_base(tmp_path):
     assert text == (GOLDEN / "gen2" / "tokenizer_config.json").read_text()
 
 
+def test_a_template_within_the_bases_tokenizer_config_is_taken(folder, tmp_path):
+    base = Path(shutil.copytree(folder, tmp_path / "base"))
+    template = (base / "chat_template.jinja").read_text()
+    edit(base / "tokenizer_config.json", chat_template=template)
+    for place in (base, folder):
+        (place / "chat_template.jinja").unlink()
+    assert [finding.file for finding in repair(folder, tmp_path / "out", base=base)] == ["chat_template.jinja"]
+    assert inspect(tmp_path / "out") == []
+
+
 def test_an_empty_processor_file_is_replaced_by_the_bases(folder, tmp_path):
     (folder / "processor_config.json").write_text('{"processor_class": "Lfm2VlProcessor"}')
     with pytest.raises(OutputError, match=r"processor_config.json: does not say how pictures are cut; .*--base"):

@@ -37,11 +37,12 @@ from mlx_lfm2vl import (
     TrainingResult,
     convert,
     finetune,
+    fuse,
     generate,
     load,
 )
 from mlx_lfm2vl.adapters.layers import DoRALinear, LoRALinear
-from mlx_lfm2vl.adapters.read import read_adapter
+from mlx_lfm2vl.adapters.read import read_adapter, unfinished
 from mlx_lfm2vl.generation.request import encode
 from mlx_lfm2vl.training.examples import TrainingBatch, collate, encode_row
 from mlx_lfm2vl.training.finetune import order
@@ -311,6 +312,20 @@ def test_a_stopped_training_goes_on_to_the_bit(data, tmp_path):
 
 
 @pytest.mark.soak
+def test_fusing_says_that_a_training_was_stopped(data, tmp_path):
+    """And so does the card; a training that is done, or says nothing of its steps, is no matter."""
+    out, seen, notes = tmp_path / "out", list[Any](), list[str]()
+    finetune(GOLDEN / "gen25", data, out, options=SMALL, on_report=seen.append, stop=lambda: bool(seen), **FEW)
+    fuse(GOLDEN / "gen25", out, tmp_path / "early", on_note=notes.append)
+    said = "training was stopped after 1 of 6 steps"
+    assert f"{out}: the adapter's {said}; the command that began it goes on with it" in notes
+    assert f"The adapter's {said}." in (tmp_path / "early" / "README.md").read_text()
+    (out / "checkpoint.safetensors").write_bytes(b"damaged")
+    assert unfinished(out) == unfinished(tmp_path) == ""
+    finetune(GOLDEN / "gen25", data, out, options=replace(SMALL, iters=1), overwrite=True, **FEW)
+    assert unfinished(out) == ""
+
+
 def test_a_killed_training_goes_on_to_the_bit(data, tmp_path):
     """kill -9 between two saves; the same command afterwards ends as a run that nobody disturbed."""
     command = [sys.executable, "-m", "mlx_lfm2vl", "lora", "--model", str(GOLDEN / "gen25"), "--data", str(data)]

@@ -11,19 +11,14 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..weights.quantize import Quantization, decode
+
 
 def dense_weight(linear: nn.Module) -> mx.array:
     """The weight (out, in) of a linear layer, dequantised where it is quantised."""
     if not isinstance(linear, nn.QuantizedLinear):
         return linear.weight
-    return mx.dequantize(
-        linear.weight,
-        linear.scales,
-        linear.get("biases"),
-        group_size=linear.group_size,
-        bits=linear.bits,
-        mode=linear.mode,
-    )
+    return decode(linear, Quantization(linear.bits, linear.group_size, linear.mode))
 
 
 def shape_of(linear: nn.Module) -> tuple[int, int]:

@@ -17,13 +17,14 @@ from typing import Any
 import mlx.core as mx
 
 from ..backends.thread_state import computing
-from ..config import read_json
+from ..config import parse_json, read_json
 from ..errors import HubError, OptionError, WeightsError
 from ..model_folder import ADAPTER_CONFIG
-from ..weights.files import FLOATING, TensorInfo, read_header
+from ..weights.files import FLOATING, read_header
 from ..weights.names import is_conv_kernel, to_module
 from .adapter import Adapter, LoRAWeights
 
+CHECKPOINT = "checkpoint.safetensors"  # the state of a training, beside what it has learned so far
 PEFT_WEIGHTS, MLX_LM_WEIGHTS = "adapter_model.safetensors", "adapters.safetensors"
 PREFIX = "base_model.model."
 _PEFT = re.compile(r"(?P<path>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.\w+)?(\.weight)?")
@@ -87,7 +88,8 @@ def _read(place: Path, file: Path, config: Mapping[str, Any]) -> Adapter:
             )
         else:
             module = _module(file, name, plain)
-            saved[module] = _turned(module, arrays[name], info)
+            turns = is_conv_kernel(module) and len(info.shape) == 3 and info.shape[1] == 1  # as torch has it
+            saved[module] = arrays[name].transpose(0, 2, 1) if turns else arrays[name]
     if not parts and not saved:
         raise WeightsError(f"{file}: holds no tensor; the adapter was not saved whole")
     layers = {}
@@ -104,6 +106,21 @@ def _read(place: Path, file: Path, config: Mapping[str, Any]) -> Adapter:
     return Adapter(place, (file,), layers, saved, base if isinstance(base, str) else None)
 
 
+def unfinished(folder: Path) -> str:
+    """The words for an adapter whose training has not done all of its steps; none where it has, or nothing says so."""
+    file = folder / CHECKPOINT
+    if not file.is_file():
+        return ""
+    try:
+        read_header(file)
+        loaded: Any = mx.load(str(file), return_metadata=True)
+        state, settings = (parse_json(loaded[1][name]) for name in ("state", "settings"))
+        step, steps = int(state["step"]), int(state.get("steps") or settings["iters"])  # older ones have the latter
+    except (WeightsError, RuntimeError, AttributeError, LookupError, TypeError, ValueError):
+        return ""  # what is damaged is told by the training that would go on
+    return f"the adapter's training was stopped after {step} of {steps} steps" if step < steps else ""
+
+
 def _module(file: Path, name: str, path: str) -> str:
     """The path in our model of a path in an adapter's file."""
     module = to_module(path)
@@ -112,12 +129,6 @@ def _module(file: Path, name: str, path: str) -> str:
             f"{file}: tensor {name} has a name that no LFM2-VL layout has; the adapter is another model's"
         )
     return module
-
-
-def _turned(module: str, array: mx.array, info: TensorInfo) -> mx.array:
-    """A whole parameter in MLX's orientation."""
-    turns = is_conv_kernel(module) and len(info.shape) == 3 and info.shape[1] == 1
-    return array.transpose(0, 2, 1) if turns else array
 
 
 def _check(place: Path, config: Mapping[str, Any], of_peft: bool) -> None:

@@ -14,11 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mlx.nn as nn
+
 from .. import __version__
 from ..config import ModelConfig, config_in
 from ..config.files import check_own, open_regular
 from ..errors import OutputError, counted
 from ..hub import card_metadata, is_repository, of_page, write_model_card
+from ..weights.load import open_model
+from ..weights.quantize import widths
 from .families import RULES
 from .plot import CURVE_FILE, ERRORS_FILE
 from .report import QuantizationReport
@@ -27,6 +31,12 @@ LICENCE_KEYS = ("license", "license_name", "license_link")
 RELATIONS = ("finetune", "merge", "quantized")  # the hub's words for how whole weights come from their base model
 DEFAULT_ORGANISATION = "LiquidAI/"  # whose models have the licence below, should their card not have come along
 HOUSE_LICENCE = {"license": "other", "license_name": "lfm1.0", "license_link": "LICENSE"}
+PARTS = {  # that are often not quantised as the layers of the text are
+    "vision tower": "model.vision_tower.",
+    "projector": "model.multi_modal_projector.",
+    "embeddings": "model.language_model.embed_tokens",
+    "head": "lm_head",
+}
 USES = (  # where a card says the model's name
     "# {}",
     'mlx-lfm2vl generate --model {} --image photo.jpg --prompt "What is in this picture?"',
@@ -138,9 +148,11 @@ def write_card(
     report: QuantizationReport | None = None,
     before: Mapping[str, Any] | None = None,
     fused: bool = False,
+    remark: str = "",
 ) -> None:
     """Writes README.md for the finished weights in `folder`; `name` is how commands will call the model, `before` the
-    source's own record of what was quantised, `fused` whether an adapter is in them."""
+    source's own record of what was quantised, `fused` whether an adapter is in them, `remark` what is to be said of
+    it."""
     config = config_in(folder)
     head = {
         "library_name": "mlx",
@@ -158,11 +170,14 @@ def write_card(
     linked = f"[{base}](https://huggingface.co/{base})"
     made_from = f", which was made from {linked}," if base else ""
     origin = linked if source.is_base else f"a local checkpoint{made_from}"
+    earlier = (
+        f" The source was not dense: {_described_record(before)} What that lost is not regained." if before else ""
+    )
     parts = [
         USES[0].format(name),
         f"{'Fused with an adapter' if fused else 'Converted'} from {origin} for Apple's MLX with mlx-lfm2vl "
-        f"{__version__}. {_described(config)}"
-        f"{_earlier(before)}",
+        f"{__version__}. {_described(config)}{_other_widths(folder, config)}"
+        f"{earlier}{f' {remark[0].upper()}{remark[1:]}.' if remark else ''}",
         "## Use\n\n"
         f"{INSTALL}\n\n"
         f"```console\n$ {USES[1 if pictures else 4].format(name)}\n```\n\n"
@@ -222,13 +237,6 @@ def _tags(source: CardSource, config: ModelConfig) -> list[str]:
     return list(dict.fromkeys([*own, *kept]))
 
 
-def _earlier(before: Mapping[str, Any] | None) -> str:
-    """The loss that a quantised source had already."""
-    if not before:
-        return ""
-    return f" The source was not dense: {_described_record(before)} What that lost is not regained."
-
-
 def renamed(card: str, name: str) -> str:
     """A card of `write_card` with the model's name in its heading and commands; another card as it is."""
     heading = re.search(r"^# (.+)$", card, re.M)
@@ -243,6 +251,23 @@ def _described(config: ModelConfig) -> str:
     if not config.quantization:
         return f"The weights are dense ({config.dtype})."
     return f"{_described_record(config.quantization)} config.json records the width of every module."
+
+
+def _other_widths(folder: Path, config: ModelConfig) -> str:
+    """The parts of a quantised model that are not at the width that the record says first, if any."""
+    bits = (config.quantization or {}).get("bits")
+    if bits is None or not any(folder.glob("*.safetensors")):
+        return ""
+    model: nn.Module
+    model, stored = open_model(folder)
+    others = []
+    for part, prefix in PARTS.items():
+        paths = [path for path in widths(model) if path.startswith(prefix)]
+        found = {stored.widths[path].bits if path in stored.widths else 0 for path in paths}
+        if found - {bits}:
+            said = " and ".join("dense" if each == 0 else f"{each} bits" for each in sorted(found))
+            others.append(f"the {part} ({said})")
+    return f" Other widths: {', '.join(others)}; bits a weight are the mean of all parts." if others else ""
 
 
 def _described_record(record: Mapping[str, Any]) -> str:

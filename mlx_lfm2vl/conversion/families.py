@@ -19,10 +19,6 @@ from ..config import (
 from . import lfm2_files
 
 
-def _as_it_is(data: dict[str, Any], config: Any) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    return data, []
-
-
 @dataclass(frozen=True)
 class FileRules:
     """Changes to a family's files beside copying them.
@@ -33,7 +29,10 @@ class FileRules:
     """
 
     processor: type[ProcessorFiles]
-    mended: Callable[[dict[str, Any], Any], tuple[dict[str, Any], list[tuple[str, str]]]] = _as_it_is
+    mended: Callable[[dict[str, Any], Any], tuple[dict[str, Any], list[tuple[str, str]]]] = lambda data, config: (
+        data,
+        [],
+    )
     complete_processor: Callable[[Path], None] = lambda target: None
     spell_out: Callable[[dict[str, Any], dict[str, Any], dict[str, Any], Any], None] = lambda *sections: None
     runs_elsewhere: bool = False

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..adapters.adapter import Adapter
-from ..adapters.read import read_adapter
+from ..adapters.read import read_adapter, unfinished
 from ..config import config_in
 from ..errors import OptionError
 from ..hub import resolve_checked
@@ -36,11 +36,11 @@ class FusedTensors(StoredTensors):
     @classmethod
     def of(cls, stored: StoredTensors, adapter: Adapter, dequantize: bool) -> FusedTensors:
         """`dequantize`: the changed modules become dense."""
-        own = {field.name: getattr(stored, field.name) for field in fields(StoredTensors)}
+        widths = stored.widths
         if dequantize:
             changed = {*adapter.layers, *(name.rpartition(".")[0] for name in adapter.saved)}
-            own["widths"] = {path: width for path, width in stored.widths.items() if path not in changed}
-        return cls(**own, stored=stored, adapter=adapter)
+            widths = {path: width for path, width in widths.items() if path not in changed}
+        return cls(**{**vars(stored), "widths": widths}, stored=stored, adapter=adapter)
 
     def read(self, dtype: mx.Dtype | None = None) -> dict[str, mx.array]:
         arrays = self.stored.read(dtype)
@@ -118,13 +118,16 @@ def fuse(
         raise OptionError(f"{folder}: is not quantised; there is nothing to dequantise")
     if layout != "mlx" and stored.widths and not dequantize:
         raise OptionError(f"{folder}: is quantised, this layout for dense models; add --dequantize (dequantize=True)")
+    stopped = unfinished(change.folder)
     for note in (*stored.notes, *([AGAIN] if stored.widths and not dequantize else [])):
         on_note(note)
+    if stopped:
+        on_note(f"{change.folder}: {stopped}; the command that began it goes on with it")
     fused = FusedTensors.of(stored, change, dequantize)
     with finished(target, overwrite) as part:
         write_model(fused, part, None, dequantize=dequantize, layout=layout, progress=progress)
         if layout == "mlx":
-            write_card(part, CardSource.of(source, folder), name or target.name, fused=True)
+            write_card(part, CardSource.of(source, folder), name or target.name, fused=True, remark=stopped)
         for remark in check_result(part, target):
             on_note(remark)
     return target

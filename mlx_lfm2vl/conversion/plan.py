@@ -127,13 +127,12 @@ def _base(parameters: int, options: QuantizationOptions) -> tuple[Quantization, 
     """The uniform width, and what to tell about it."""
     if options.recipe is not None:
         return Quantization.checked(RECIPES[options.recipe][0], options.group_size), ()
-    small = parameters < SMALL
+    small, free = parameters < SMALL, options.bits is None and options.mode == "affine"
+    bits = (8 if small else 4) if free else options.bits
+    base = Quantization.checked(bits, options.group_size, options.mode)
     size = f"the model has {parameters / 1e6:.3g} million parameters, and below a billion answers drift at 4 bits"
-    if options.bits is None and options.mode == "affine":
-        base = Quantization.checked(8 if small else 4, options.group_size)
-        chosen = f"8 bits chosen: {size} (--q-bits 4 insists, --q-recipe mixed_4_8 lies between)"
-        return base, (chosen,) if small else ()
-    base = Quantization.checked(options.bits, options.group_size, options.mode)
+    if small and free:
+        return base, (f"8 bits chosen: {size} (--q-bits 4 insists, --q-recipe mixed_4_8 lies between)",)
     if small and base.bits <= 4:
         return base, (f"{size}; --q-bits 8 or --q-recipe mixed_4_8 keep it closer to the original",)
     return base, ()

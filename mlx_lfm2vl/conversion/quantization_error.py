@@ -96,6 +96,7 @@ def measure(
             steps.next()
     label = "bundled set" if calibration is None else calibration.resolve().name  # of a card that is published
     divergences = np.concatenate([part.divergence for part in comparisons])
+    alike = np.array([TOKENS if part.differs_at is None else part.differs_at for part in comparisons])
     size = sum(file.stat().st_size for file in restored.files)
     return QuantizationReport(
         calibration=label,
@@ -106,8 +107,8 @@ def measure(
         kl_p99=float(np.quantile(divergences, 0.99)),
         perplexity_dense=float(np.exp(-np.concatenate([part.expected_dense for part in comparisons]).mean())),
         perplexity=float(np.exp(-np.concatenate([part.expected for part in comparisons]).mean())),
-        identical_32=float(np.mean([part.same[32] for part in comparisons])),
-        identical_64=float(np.mean([part.same[64] for part in comparisons])),
+        identical_32=float(np.mean(alike >= 32)),
+        identical_64=float(np.mean(alike >= 64)),
         bytes_dense=sum(file.stat().st_size for file in stored.files),
         bytes=size,
         bits_per_weight=8 * size / parameter_count(other),
@@ -124,14 +125,8 @@ def check_memory(stored: StoredTensors, way: str, search: bool = False, beside: 
     What 8 bits cost is less than what rounding to 16 bits costs, so other dtypes measure the latter. The backend numpy
     computes in float32 only.
 
-    Args:
-        stored: the tensors of the folder.
-        way: ends the message of the error.
-        search: count a second copy of the language model, which a search for bits holds.
-        beside: bytes of other arrays.
-
-    Raises:
-        OutOfMemoryError: if the weights do not fit.
+    `search` counts a second copy of the language model, `beside` the bytes of other arrays. Raises `OutOfMemoryError`
+    if they do not fit; `way` ends its message.
     """
     free, needed = fit.free_memory(), 0
     language = {name: info for name, info in stored.infos.items() if name.startswith(LANGUAGE)}
@@ -230,14 +225,12 @@ def embedded(
 
 @dataclass(frozen=True)
 class Comparison:
-    """One question: (positions,) arrays; whether the two greedy answers agree for so many tokens; where they part, None
-    if nowhere."""
+    """One question: (positions,) arrays; for how many tokens the greedy answers agree, None if they are the same."""
 
     agree: np.ndarray
     divergence: np.ndarray
     expected: np.ndarray
     expected_dense: np.ndarray
-    same: dict[int, bool]
     differs_at: int | None
 
 
@@ -253,7 +246,6 @@ def compare(before: np.ndarray, after: np.ndarray, answer: np.ndarray, other: np
         divergence=divergence(before, after),
         expected=after[rows, answer].astype(np.float64),
         expected_dense=before[rows, answer].astype(np.float64),
-        same={count: np.array_equal(answer[:count], other[:count]) for count in (32, 64)},
         differs_at=int(parted[0]) if len(parted) else ends,
     )
 
@@ -265,7 +257,8 @@ def divergence(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def module_errors(dense: Path, quantised: Path) -> Iterator[ModuleError]:
-    """The relative change of every module that is quantised in the second folder, one at a time."""
+    """The relative change of every module that is quantised in the second folder, one at a time: the Frobenius norm of
+    the difference over that of the dense weight, in float32. Raises `WeightsError`."""
     model: nn.Module
     model, after = open_model(quantised)
     before = open_model(dense)[1]
@@ -278,14 +271,9 @@ def module_errors(dense: Path, quantised: Path) -> Iterator[ModuleError]:
         was = dense_weight(before, originals, path)
         if was is None or new is None or was.shape != new.shape:
             raise WeightsError(f"{quantised}: {from_module(path, 'mlx')} is another than in {dense}")
-        error = relative_error(new, was, f"{dense} or {quantised}")
-        yield ModuleError(from_module(path, "mlx"), specs[path].bits, specs[path].mode, error)
+        was = was.astype(mx.float32)
+        with reading(f"{dense} or {quantised}", "start again"):
+            error = mx.linalg.norm(new.astype(mx.float32) - was) / mx.maximum(mx.linalg.norm(was), 1e-30)
+            mx.eval(error)
+        yield ModuleError(from_module(path, "mlx"), specs[path].bits, specs[path].mode, float(np.array(error)))
         del new, was
-
-
-def relative_error(new: mx.array, old: mx.array, where: str) -> float:
-    """Frobenius norm of the difference over that of `old`, in float32. Raises `WeightsError` if `where` ends early."""
-    old = old.astype(mx.float32)
-    with reading(where, "start again"):
-        error = mx.linalg.norm(new.astype(mx.float32) - old) / mx.maximum(mx.linalg.norm(old), 1e-30)
-        return float(np.array(error))

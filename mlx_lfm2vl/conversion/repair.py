@@ -36,11 +36,13 @@ LOST = "cannot be repaired from here; name the original model (--base)"
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong with `file`, and what is done about it; `remedy` is None where nothing can be."""
+    """Something wrong with `file`, and what is done about it; `remedy` is None where nothing can be. `sources`: files
+    of the base model that are copied."""
 
     file: str
     problem: str
     remedy: str | None
+    sources: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.file}: {self.problem}; {self.remedy or LOST}"
@@ -104,9 +106,9 @@ def repair(
         write_model(stored, part, None, progress=progress)
         if (folder / "README.md").is_file():
             copy(folder / "README.md", part / "README.md")
-        if original is not None:
-            for name in _sources_of(folder, original):
-                copy(original / name, part / name)
+        for name in (name for finding in findings for name in finding.sources):
+            assert original is not None
+            copy(original / name, part / name)
         for name in PROCESSOR_FILES:
             if (part / name).is_file():
                 mended, _ = _rules(part).mended(read_json(part / name), _processor_config(part))
@@ -138,35 +140,29 @@ def _base(
         return None
 
 
-def _sources_of(folder: Path, base: Path) -> list[str]:
-    """Files of the base that fill what the folder lacks, or stand in place of those that say nothing."""
-    names = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
-    if not _says_how_to_cut(folder) and _says_how_to_cut(base):
-        names += PROCESSOR_FILES
-    if not has_template(folder):
-        names += TEMPLATES
-    return [name for name in names if (base / name).is_file()]
-
-
 def _missing(folder: Path, base: Path | None) -> list[Finding]:
-    taken = f"taken from {base}"
-    out = [
-        Finding(name, "is missing", taken if base is not None and (base / name).is_file() else None)
-        for name in TOKENIZER_FILES
-        if not (folder / name).is_file()
-    ]
+    """What the base has too is copied: what the folder lacks, or what says nothing there."""
+
+    def there(*names: str) -> tuple[str, ...]:
+        return () if base is None else tuple(name for name in names if (base / name).is_file())
+
+    def found(file: str, problem: str, sources: tuple[str, ...], otherwise: str | None = None) -> Finding:
+        return Finding(file, problem, f"taken from {base}" if sources else otherwise, sources)
+
+    absent = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
+    out = [found(name, "is missing", there(name)) for name in absent]
     if not has_template(folder):
-        there = base is not None and (has_template(base) or any((base / name).is_file() for name in TEMPLATES))
-        out.append(Finding("chat_template.jinja", "is missing", taken if there else None))
+        inside = there("tokenizer_config.json") if base is not None and has_template(base) else ()
+        out.append(found("chat_template.jinja", "is missing", there(*TEMPLATES) or inside))
     if not config_in(folder).placeholders:  # a text model needs none
         return out
-    remedy = taken if base is not None and _says_how_to_cut(base) else None
+    sources = there(*PROCESSOR_FILES) if base is not None and _says_how_to_cut(base) else ()
     if not _has_processor(folder):
         made = "written from config.json and the defaults of these models"
-        out.append(Finding(PROCESSOR_FILES[0], "is missing", remedy or made))
+        out.append(found(PROCESSOR_FILES[0], "is missing", sources, made))
     elif not _says_how_to_cut(folder):
         silent = next(name for name in PROCESSOR_FILES if (folder / name).is_file())
-        out.append(Finding(silent, "does not say how pictures are cut", remedy))
+        out.append(found(silent, "does not say how pictures are cut", sources))
     return out
 
 

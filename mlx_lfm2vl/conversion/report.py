@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ..config import read_json
 from ..errors import ConfigError, counted
@@ -147,16 +145,13 @@ class QuantizationReport:
     @classmethod
     def read(cls, folder: Path) -> QuantizationReport:
         """Reads it. Raises `ConfigError`."""
-        return cls.from_dict(read_json(folder / FILE), str(folder / FILE))
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any], where: str = FILE) -> QuantizationReport:
+        data = read_json(folder / FILE)
         try:
             modules = tuple(ModuleError(**module) for module in data.get("modules", ()))
             answers = tuple(ChangedAnswer(**answer) for answer in data.get("answers", ()))
             return cls(**{**data, "modules": modules, "answers": answers})
         except TypeError as error:
-            raise ConfigError(f"{where}: is no quantisation report ({error})") from None
+            raise ConfigError(f"{folder / FILE}: is no quantisation report ({error})") from None
 
 
 def plain(text: str) -> str:

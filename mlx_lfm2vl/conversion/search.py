@@ -12,6 +12,7 @@ model, which gives the numbers of the quantised one up to the last digits; memor
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -205,26 +206,24 @@ class Bench:
 
     def choose(self, target_bytes: float | None, target_kl: float | None) -> SearchResult:
         """See `search`."""
-        lowest, highest = (dict.fromkeys(self.sizes.paths, bits) for bits in (WIDTHS[0], WIDTHS[-1]))
         alone = self.probe()
         uniform = [self._point(f"{bits} bits", dict.fromkeys(self.sizes.paths, bits)) for bits in WIDTHS]
         if target_kl is not None and uniform[-1].kl > target_kl:
             raise OptionError(
                 f"target_kl {target_kl:g} cannot be reached: {WIDTHS[-1]} bits everywhere leave {uniform[-1].kl:.2g}"
             )
-        steps = list(greedy_upgrades(lowest, self._predictions, self.sizes.size))
-        chosen, point = highest, uniform[-1]
+        steps = list(greedy_upgrades(dict.fromkeys(self.sizes.paths, WIDTHS[0]), self._predictions, self.sizes.size))
         if target_bytes is not None:
             chosen, point = self.fit(target_bytes)
-        elif target_kl is not None:
-            low, high = 0, len(steps) - 1  # the last has the highest width everywhere, which is enough
-            while low < high:
-                middle = (low + high) // 2
-                candidate = self._point("chosen", steps[middle])
-                if candidate.kl <= target_kl:
-                    high, chosen, point = middle, steps[middle], candidate
-                else:
-                    low = middle + 1
+        else:
+            found = {len(steps) - 1: uniform[-1]}  # the last has the highest width everywhere, which is enough
+
+            def is_enough(index: int) -> bool:
+                found[index] = self._point("chosen", steps[index])
+                return target_kl is None or found[index].kl <= target_kl
+
+            at = bisect.bisect_left(range(len(steps) - 1), True, key=is_enough)
+            chosen, point = steps[at], found[at]
         spread = [steps[round(index)] for index in np.linspace(0, len(steps) - 1, CURVE)]
         point = replace(point, label="chosen")
         return SearchResult(

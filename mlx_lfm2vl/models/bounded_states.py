@@ -32,7 +32,7 @@ class BoundedState:
         self.states = tuple(array[rows] for array in self.states)
 
     def select(self, columns: mx.array) -> None:
-        """Keeps as many columns as `KeyValueCache.select`, the last ones."""
+        """As `KeyValueCache.select`, of a state that has columns: the last ones."""
 
     def copy(self) -> Self:
         return type(self)(self.length, self.states)

@@ -228,11 +228,10 @@ class Cache:
         return self._of([layer.copy() for layer in self.layers], self.offset, self)
 
     @classmethod
-    def merge(cls, caches: Sequence[Cache], cuts: Sequence[int] | None = None) -> Cache:
+    def merge(cls, caches: Sequence[Cache], cuts: Sequence[int]) -> Cache:
         """The rows of several caches of one model as one batch, in their order. Shorter pasts are moved to the right:
         they end where the longest ends, behind columns that must be masked as padding. The first `cuts` columns of each
         cache are left out. A drafter of one reads along in all."""
-        cuts = [0] * len(caches) if cuts is None else cuts
         drafter = next((cache.drafter for cache in caches if cache.drafter is not None), None)
         for cache in caches:
             cache.follow(drafter)

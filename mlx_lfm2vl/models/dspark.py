@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from ..config import DSparkConfig
 from .cache import KeyValueCache
-from .layers import Context, rope_frequencies, rotated, swiglu
+from .layers import Context, rope_frequencies, rotate, swiglu
 
 
 class DSparkAttention(nn.Module):
@@ -50,7 +50,7 @@ class DSparkAttention(nn.Module):
         return x.reshape(*x.shape[:2], -1, self.head_dim).transpose(0, 2, 1, 3)
 
     def _rotated(self, x: mx.array, offset: int | mx.array) -> mx.array:
-        return rotated(x, offset, self._frequencies, self._traditional)
+        return rotate(x, self._frequencies, offset, traditional=self._traditional)
 
 
 class DSparkMLP(nn.Module):

@@ -105,15 +105,10 @@ class Context:
                 seen = mx.broadcast_to(real[:, None, None], (*mask.shape[:3], kept))
                 mask = mx.concatenate([seen, mask[..., kept:]], axis=-1)
         if kept + self.length > length:  # one query sees no more than is kept
-            seen = mx.array(_band(self.length, kept, length)[None, None])
+            distance = np.arange(kept, kept + self.length)[:, None] - np.arange(kept + self.length)[None, :]
+            seen = mx.array(((distance >= 0) & (distance < length))[None, None])
             mask = seen & mask if isinstance(mask, mx.array) else seen
         return replace(self, attention_mask=mask)
-
-
-def _band(length: int, past: int, window: int) -> np.ndarray:
-    """The keys (past + length) that each of `length` queries sees, (length, past + length) bool."""
-    distance = np.arange(past, past + length)[:, None] - np.arange(past + length)[None, :]
-    return (distance >= 0) & (distance < window)
 
 
 def rope_frequencies(head_dim: int, theta: float, rotated: float = 1.0) -> mx.array:
@@ -126,16 +121,25 @@ def rope_frequencies(head_dim: int, theta: float, rotated: float = 1.0) -> mx.ar
     return mx.array(frequencies)
 
 
-def rotation_for(position_ids: mx.array, frequencies: mx.array, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
-    """Cosines and sines (B, 1, L, head_dim) for arbitrary positions (B, L)."""
-    angles = position_ids.astype(mx.float32)[:, None, :, None] * (1 / frequencies)
+def rotate(
+    x: mx.array,
+    frequencies: mx.array,
+    offset: int | mx.array,
+    positions: mx.array | None = None,
+    traditional: bool = False,
+) -> mx.array:
+    """(B, heads, L, head_dim) turned for the positions from `offset` on, one number or one a row (B,); or for arbitrary
+    ones, (B or 1, L)."""
+    if positions is None:
+        return mx.fast.rope(
+            x, x.shape[-1], traditional=traditional, base=None, scale=1.0, offset=offset, freqs=frequencies
+        )
+    angles = positions.astype(mx.float32)[:, None, :, None] * (1 / frequencies)
     angles = mx.concatenate([angles, angles], axis=-1)
-    return mx.cos(angles).astype(dtype), mx.sin(angles).astype(dtype)
-
-
-def rotated(x: mx.array, offset: int | mx.array, frequencies: mx.array, traditional: bool = False) -> mx.array:
-    """(B, heads, L, head_dim) from position `offset` on, or one a row (B,)."""
-    return mx.fast.rope(x, x.shape[-1], traditional=traditional, base=None, scale=1.0, offset=offset, freqs=frequencies)
+    cos, sin = mx.cos(angles).astype(x.dtype), mx.sin(angles).astype(x.dtype)
+    half = x.shape[-1] // 2
+    turned = mx.concatenate([-x[..., half:], x[..., :half]], axis=-1)
+    return x * cos + turned * sin
 
 
 def seen_scores(scores: mx.array, mask: mx.array | str | None) -> mx.array:

@@ -12,7 +12,7 @@ import mlx.nn as nn
 from ..config import Lfm2Config, Lfm3Config
 from .bounded_states import ConvCache, WindowCache
 from .cache import Cache, KeyValueCache, QuantizedKeyValueCache
-from .layers import Context, add_linear, rope_frequencies, rotated, rotation_for, seen_scores, swiglu
+from .layers import Context, add_linear, rope_frequencies, rotate, seen_scores, swiglu
 
 
 class Lfm2Attention(nn.Module):
@@ -76,7 +76,8 @@ class Lfm2Attention(nn.Module):
         queries, heads * head_dim)."""
         batch, length = queries.shape[:2]
         queries, keys, values = (y.transpose(0, 2, 1, 3) for y in (queries, keys, values))
-        queries, keys = self._rotate(queries, query_context), self._rotate(keys, context)
+        queries = rotate(queries, self._frequencies, query_context.offset, query_context.positions)
+        keys = rotate(keys, self._frequencies, context.offset, context.positions)
         mask = query_context.attention_mask
         direct = isinstance(cache, QuantizedKeyValueCache) and attentions is None and length <= self.direct_queries
         if cache is not None and not direct:
@@ -95,14 +96,6 @@ class Lfm2Attention(nn.Module):
     ) -> mx.array:
         """(B, heads, L, head_dim) and twice (B, kv_heads, S, head_dim) -> (B, heads, L, head_dim)."""
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self._scale, mask=mask)
-
-    def _rotate(self, x: mx.array, context: Context) -> mx.array:
-        if context.positions is None:
-            return rotated(x, context.offset, self._frequencies)
-        cos, sin = rotation_for(context.positions, self._frequencies, x.dtype)
-        half = self.head_dim // 2
-        turned = mx.concatenate([-x[..., half:], x[..., :half]], axis=-1)
-        return x * cos + turned * sin
 
 
 def _explicit_attention(

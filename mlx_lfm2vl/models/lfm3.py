@@ -44,18 +44,7 @@ class Lfm3Attention(Lfm2Attention):
         query_context: Context | None = None,
         attentions: list[mx.array] | None = None,
     ) -> mx.array:
-        """Attention, without a residual.
-
-        Args:
-            x: (B, L, hidden), normed.
-            context: of the L tokens.
-            cache: keys and values before them; gets theirs, too.
-            query_context: of the last tokens that ask, if these are not all.
-            attentions: if given, gets the weights (B, heads, queries, S).
-
-        Returns:
-            (B, queries, hidden)
-        """
+        """As `Lfm2Attention`, without a residual: (B, L, hidden), normed -> (B, queries, hidden)."""
         batch, query_context = x.shape[0], query_context or context
         asking = x[:, -query_context.length :]
         queries = self.q_norm(self.q_proj(asking).reshape(batch, -1, self.num_heads, self.head_dim))

@@ -23,11 +23,6 @@ from .siglip2 import Grids
 Neighbours = Sequence[tuple[int, int, int]]  # views of one grid beside each other: how many, of (h, w) patches
 
 
-def neighbours_of(grids: Grids) -> Neighbours:
-    """The views that a layer can take together."""
-    return [(len(list(same)), *grid) for grid, same in groupby(grids)]
-
-
 def patch_positions(grids: Grids, merge: int) -> np.ndarray:
     """Row and column of every patch, (patches, 2), in the order of the blocks of `merge` x `merge`."""
     every = []
@@ -162,7 +157,8 @@ class Lfm3VlVisionModel(nn.Module):
 
     def encoder(self, x: mx.array, grids: Grids, layers: slice = slice(None)) -> mx.array:
         """Embedded patches through some of the layers, or all; the same shape."""
-        neighbours, rotation = neighbours_of(grids), axial_rotation(self.config, grids)
+        neighbours = [(len(list(same)), *grid) for grid, same in groupby(grids)]
+        rotation = axial_rotation(self.config, grids)
         flat = x.reshape(-1, x.shape[-1])
         for layer in self.layers[layers]:
             flat = layer(flat, neighbours, rotation)

@@ -11,6 +11,7 @@ import mlx.core as mx
 from mlx.optimizers import Optimizer
 from mlx.utils import tree_flatten, tree_unflatten
 
+from ..adapters.read import CHECKPOINT
 from ..adapters.save import replace_tensors
 from ..config.files import AGAIN, parse_json
 from ..errors import OptionError, WeightsError, first_line
@@ -18,15 +19,17 @@ from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..weights.files import read_header
 from .prepare import trainable
 
-FILE, LOG = "checkpoint.safetensors", "log.jsonl"
+LOG = "log.jsonl"
 _MODEL, _OPTIMIZER = "model.", "optimizer."
 
 
 @dataclass
 class Progress:
-    """The way of a training so far: steps done, what each reported, and the lowest validation loss with its step."""
+    """The way of a training so far: steps done of all (0 in older checkpoints), what each reported, and the lowest
+    validation loss with its step."""
 
     step: int = 0
+    steps: int = 0
     best: float | None = None
     best_step: int | None = None
     log: list[dict[str, Any]] = field(default_factory=list)
@@ -43,7 +46,9 @@ def save_checkpoint(
     tensors = {_MODEL + name: array for name, array in trainable(model).items()}
     states = cast(list[tuple[str, mx.array]], tree_flatten(optimizer.state))
     tensors |= {_OPTIMIZER + name: array for name, array in states}
-    replace_tensors(folder / FILE, tensors, {"state": json.dumps(vars(progress)), "settings": json.dumps(settings)})
+    replace_tensors(
+        folder / CHECKPOINT, tensors, {"state": json.dumps(vars(progress)), "settings": json.dumps(settings)}
+    )
     part = folder / f".{LOG}.part"
     part.write_text("".join(json.dumps(entry) + "\n" for entry in progress.log), encoding="utf-8")
     part.replace(folder / LOG)
@@ -58,7 +63,7 @@ def load_checkpoint(
         OptionError: the folder's run has other settings.
         WeightsError: the checkpoint is damaged.
     """
-    file = folder / FILE
+    file = folder / CHECKPOINT
     if not file.is_file():
         return Progress()
     read_header(file)

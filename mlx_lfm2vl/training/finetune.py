@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
-from ..adapters.read import PEFT_WEIGHTS
+from ..adapters.read import CHECKPOINT, PEFT_WEIGHTS
 from ..adapters.save import save_adapter
 from ..backends.thread_state import computing
 from ..config.files import one_run, writing
@@ -24,7 +24,7 @@ from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..pretrained import load
 from ..processing.processor import Lfm2VlProcessor
 from . import plot
-from .checkpoint import FILE, Progress, load_checkpoint, save_checkpoint
+from .checkpoint import Progress, load_checkpoint, save_checkpoint
 from .examples import Example, TrainingBatch, collate, encode_row
 from .loss import gradients, loss_sum
 from .memory import RowSize, check_training, training_bytes
@@ -114,7 +114,7 @@ def finetune(
     with writing(output) as folder:
         if (folder / "config.json").is_file():
             raise OutputError(f"{folder}: holds a model; give another folder")
-        if not overwrite and not (folder / FILE).is_file() and (folder / PEFT_WEIGHTS).is_file():
+        if not overwrite and not (folder / CHECKPOINT).is_file() and (folder / PEFT_WEIGHTS).is_file():
             raise OutputError(f"{folder}: holds an adapter of another training; give another folder, or overwrite it")
     with one_run(folder):
         loaded, processor = load(
@@ -126,8 +126,9 @@ def finetune(
         run.look_at_rows(progress, on_note, stop)
         if overwrite:
             with writing(folder):
-                (folder / FILE).unlink(missing_ok=True)
+                (folder / CHECKPOINT).unlink(missing_ok=True)
         way = load_checkpoint(folder, loaded, run.optimizer, settings)
+        way.steps = run.steps
         if way.step:
             on_note(f"{folder}: {way.step} of {run.steps} steps are there already")
         else:
@@ -226,24 +227,23 @@ class _Run:
 
     def _batches(self, rows: list[TrainingRow]) -> list[TrainingBatch]:
         """The rows as batches, those of like length together: the shorter have the less padding."""
-        size = self.options.batch_size
-        if not self._vision_is_frozen:
-            examples = [encode_row(self.model, self.processor, row) for row in rows]
-            examples.sort(key=lambda example: len(example.ids))
-            return [collate(examples[start : start + size], self._pad) for start in range(0, len(rows), size)]
+        size, batches = self.options.batch_size, []
         known = sorted((self._encoded(row) for row in rows), key=lambda each: len(each[0].ids))
-        parts = [known[start : start + size] for start in range(0, len(rows), size)]
-        return [
-            collate([example for example, _ in part], self._pad, [array for _, own in part for array in own])
-            for part in parts
-        ]
+        for start in range(0, len(rows), size):
+            part = known[start : start + size]
+            tokens = [array for _, own in part for array in own] if self._vision_is_frozen else None
+            batches.append(collate([example for example, _ in part], self._pad, tokens))
+        return batches
 
     def _encoded(self, row: TrainingRow) -> tuple[Example, list[mx.array]]:
-        """A row's arrays without patches, and its image tokens, which stay the same while tower and projector are
-        frozen. They are kept as far as there is room, and computed alone: so they do not depend on the batch."""
+        """A row's arrays and no image tokens; or without patches and with them, which stay the same while tower and
+        projector are frozen. They are kept as far as there is room, and computed alone: so they do not depend on the
+        batch."""
         if row.where in self._known:
             return self._known[row.where]
         example, tokens = encode_row(self.model, self.processor, row), list[mx.array]()
+        if not self._vision_is_frozen:
+            return example, tokens
         if len(example.spatial_shapes):
             tokens = self.model.get_image_features(example.pixel_values, example.spatial_shapes).pooler_output
             mx.eval(tokens)

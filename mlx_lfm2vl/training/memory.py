@@ -28,21 +28,16 @@ HIDDEN, FEED_FORWARD = 12, 5  # arrays of a layer that are kept, of each width
 
 
 class RowSize(NamedTuple):
-    """The tokens of a row, those of its answers, the patches of its pictures, and whether it is kept."""
+    """The tokens of a row, how many whole tokens' logits it takes at once, and the patches of its pictures."""
 
     tokens: int
-    answers: int
+    logits: int
     patches: int
-    kept: bool = False
-
-    @property
-    def logits(self) -> int:
-        """As many logits of whole tokens are held at once."""
-        return (5 if self.kept else 3) * self.answers
 
     @classmethod
     def of(cls, example: Example) -> RowSize:
-        return cls(len(example.ids), int((example.labels >= 0).sum()), example.patches, example.kept)
+        answers = int((example.labels >= 0).sum())
+        return cls(len(example.ids), (5 if example.kept else 3) * answers, example.patches)
 
 
 def training_bytes(model: Lfm2VlForConditionalGeneration, options: TrainingOptions, rows: list[RowSize]) -> int:

@@ -92,7 +92,9 @@ def prepare(model: Lfm2VlForConditionalGeneration, options: TrainingOptions) -> 
     if options.projector:
         if twice := next((path for path, _ in placed if path.startswith(PROJECTOR)), None):
             raise OptionError(f"projector trains {twice} whole, and modules names it too; leave one of them out")
-        placed += [(path, _dense(module)) for path, module in modules.items() if _of_projector(path, module)]
+        kinds = (*LINEAR, nn.LayerNorm)
+        own = {path: module for path, module in modules.items() if path.startswith(f"{PROJECTOR}.")}
+        placed += [(path, _dense(module)) for path, module in own.items() if isinstance(module, kinds)]
     model.update_modules(tree_unflatten(placed))
     for _, layer in placed:
         if isinstance(layer, LoRALinear):
@@ -124,10 +126,6 @@ def chosen_modules(model: Lfm2VlForConditionalGeneration, patterns: tuple[str, .
             raise OptionError(f"modules {pattern!r} matches no linear layer; there are {examples} ...")
         chosen |= found
     return sorted(chosen)
-
-
-def _of_projector(path: str, module: nn.Module) -> bool:
-    return path.startswith(f"{PROJECTOR}.") and isinstance(module, (*LINEAR, nn.LayerNorm))
 
 
 def _dense(module: nn.Module) -> nn.Module:

@@ -59,14 +59,12 @@ class DataFiles(NamedTuple):
             OptionError: there is no such file.
         """
         place = Path(data).expanduser()
-        given = {VALID: valid, KEEP: keep}
-        found = {name: None if file is None else Path(file).expanduser() for name, file in given.items()}
-        if place.is_dir():
-            for name, file in found.items():
-                if file is None and (place / name).is_file():
-                    found[name] = place / name
-            place = place / TRAIN
-        files = cls(place, found[VALID], found[KEEP])
+
+        def chosen(given: str | os.PathLike[str] | None, name: str) -> Path | None:
+            found = place / name if given is None else Path(given).expanduser()
+            return found if given is not None or found.is_file() else None
+
+        files = cls(place / TRAIN if place.is_dir() else place, chosen(valid, VALID), chosen(keep, KEEP))
         for each in files:
             if each is not None and not each.is_file():
                 raise OptionError(f"{each}: no such file of rows; give a .jsonl file, or a folder with {TRAIN}")

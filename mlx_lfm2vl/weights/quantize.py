@@ -90,8 +90,8 @@ def encode(weight: mx.array, spec: Quantization) -> dict[str, mx.array]:
     return dict(zip(PARTS, arrays, strict=False))
 
 
-def decode(parts: Mapping[str, mx.array], spec: Quantization, dtype: mx.Dtype) -> mx.array:
-    """The dense weight that a quantised module stands for."""
+def decode(parts: Mapping[str, mx.array], spec: Quantization, dtype: mx.Dtype | None = None) -> mx.array:
+    """The dense weight that a quantised module stands for; without a `dtype` in the type that MLX gives it."""
     return mx.dequantize(parts["weight"], parts["scales"], parts.get("biases"), **spec.to_dict(), dtype=dtype)
 
 

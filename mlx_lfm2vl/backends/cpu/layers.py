@@ -22,8 +22,10 @@ from ...models.lfm2 import Lfm2Attention, Lfm2DecoderLayer
 from ...models.siglip2 import Groups, Siglip2EncoderLayer
 from . import arrays, kernels
 
-CONV_LINEARS, CONV_OTHERS = ["in_proj", "out_proj"], ["conv"]
-ATTENTION_LINEARS, ATTENTION_OTHERS = ["q_proj", "k_proj", "v_proj", "out_proj"], ["q_layernorm", "k_layernorm"]
+OPERATORS = {  # of a layer of the backbone: their linear layers, and others with a weight
+    "conv": (("in_proj", "out_proj"), ("conv",)),
+    "self_attn": (("q_proj", "k_proj", "v_proj", "out_proj"), ("q_layernorm", "k_layernorm")),
+}
 SMALL = 2**14  # attention of fewer scores is MLX's, which takes fewer steps
 
 
@@ -159,12 +161,8 @@ class CpuDecoderLayer(Lfm2DecoderLayer):
     def _parts(self) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
         """The linear layers and the others with a weight, by their names here. Named one by one: `named_modules`
         takes four to six times as long (8 us against 30 to 50), in each layer of each token."""
-        if "conv" in self:
-            name, kinds, others = "conv", CONV_LINEARS, CONV_OTHERS
-        else:
-            name, kinds, others = "self_attn", ATTENTION_LINEARS, ATTENTION_OTHERS
-        operator = self[name]
-        ffn = self.feed_forward
+        name = "conv" if "conv" in self else "self_attn"
+        operator, ffn, (kinds, others) = self[name], self.feed_forward, OPERATORS[name]
         last = {"feed_forward.w1": ffn.w1, "feed_forward.w3": ffn.w3, "feed_forward.w2": ffn.w2}
         norms = {"operator_norm": self.operator_norm, "ffn_norm": self.ffn_norm}
         return (

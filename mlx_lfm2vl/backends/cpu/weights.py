@@ -49,7 +49,14 @@ def dequantize(model: nn.Module, arrays: dict[str, mx.array]) -> tuple[dict[str,
     dense = []
     for path, module in quantised.items():
         names = [f"{path}.{part}" for part in ("weight", "scales", "biases")]
-        out[names[0]] = _dequantized(module, [out.pop(name) for name in names if name in out])
+        weight, scales, *biases = (
+            _float32(out.pop(name)) for name in names if name in out
+        )  # some modes have no biases
+        out[names[0]] = mx.dequantize(
+            *(weight, scales, biases[0] if biases else None),
+            *(module.group_size, module.bits, module.mode),
+            dtype=mx.float32,
+        )
         rows, width = module.scales.shape[0], module.scales.shape[1] * module.group_size
         plain: nn.Module = nn.Embedding(rows, width)
         if isinstance(module, nn.QuantizedLinear):
@@ -59,27 +66,12 @@ def dequantize(model: nn.Module, arrays: dict[str, mx.array]) -> tuple[dict[str,
         model.update_modules(tree_unflatten(dense))
         for part in (model, *(module for module in (getattr(model, "model", None),) if module is not None)):
             part.config = replace(part.config, quantization=None)
-    out = {
-        name: array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
-        for name, array in out.items()
-    }
+    out = {name: _float32(array) for name, array in out.items()}
     return out, f"the {kind} weights were made float32, in which the CPU is fastest ({4e-9 * numbers:.2g} GB)"
 
 
-def _dequantized(module: nn.QuantizedLinear | nn.QuantizedEmbedding, parts: list[mx.array]) -> mx.array:
-    """The dense weight in float32 of `weight`, `scales` and, in some modes, `biases`."""
-    weight, scales, *biases = (
-        array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array for array in parts
-    )
-    return mx.dequantize(
-        weight,
-        scales,
-        biases[0] if biases else None,
-        group_size=module.group_size,
-        bits=module.bits,
-        mode=module.mode,
-        dtype=mx.float32,
-    )
+def _float32(array: mx.array) -> mx.array:
+    return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
 def by_columns(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
