@@ -25,7 +25,7 @@ from .formats import check_size, decode, header_size, open_picture
 from .jpeg import with_end
 from .open_file import LabelledBytes, is_remote, opened
 from .pdf import PdfPage
-from .pixels import from_array, height_width
+from .pixels import from_array, in_rows
 
 MAX_DEPTH = 32  # of lists of pictures
 DEFAULT_CONFIG = ImageProcessorConfig()
@@ -105,8 +105,8 @@ def _from_array(picture: Any, policy: SourcePolicy) -> Image.Image:
             f"a picture of type {type(picture).__name__} is no array in memory ({short(str(error))})"
         ) from None
     label = f"array {array.shape} {array.dtype}"
-    height, width = height_width(array.shape, label)
-    check_size(width, height, label, policy)
+    array = in_rows(array, label)
+    check_size(array.shape[1], array.shape[0], label, policy)
     return from_array(array, label)
 
 

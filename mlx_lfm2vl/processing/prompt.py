@@ -24,7 +24,7 @@ import numpy as np
 from ..errors import ImageError, PromptError, TemplateError, counted
 from .batch_feature import BatchFeature
 from .control_tokens import ControlTokens, unmarked
-from .conversation import SAMPLING, SOURCES, VIDEO_SOURCES
+from .conversation import SAMPLING, SOURCES, VIDEO_SOURCES, numbered
 from .fetch import SourcePolicy
 from .image_processor import ImageProcessor
 from .load_image import check_number, expand_pages, flatten
@@ -123,17 +123,10 @@ class PromptEncoder:
 
     def with_videos(self, messages: Sequence[Mapping[str, Any]], policy: SourcePolicy) -> list[dict[str, Any]]:
         """The messages with their videos as the model takes them: their frames as pictures, each behind "Media-1: " and
-        so on, as the models learnt it. Raises `ImageError`, `PromptError`."""
+        so on. Raises `ImageError`, `PromptError`."""
         if not any(item["type"] == "video" for item in picture_items(messages)):
             return [dict(message) for message in messages]
-
-        def as_frames(video: Video) -> list[dict[str, Any]]:
-            items: list[dict[str, Any]] = []
-            for number, frame in enumerate(frames_as_pictures(video), 1):
-                items += [{"type": "text", "text": f"Media-{number}: "}, {"type": "image", "image": frame}]
-            return items
-
-        return replace_videos(messages, policy, as_frames)
+        return replace_videos(messages, policy, lambda video: numbered(frames_as_pictures(video)))
 
     @property
     def frame_sampling(self) -> tuple[float, int, int]:
