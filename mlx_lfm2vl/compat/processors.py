@@ -152,8 +152,9 @@ class Lfm2VlProcessor(processor.Lfm2VlProcessor):
             if name in extra:
                 raise OptionError(f"{name} is given twice: by itself and in processor_kwargs")
         policy = self.image_processor.source_policy
+        beside = [] if pictures is None else pictures
         chosen = without_rgb(
-            {**extra, **nested}, lambda: pictures_of(conversations_of(conversation)[0], pictures, policy)
+            {**extra, **nested}, lambda: [pictures_of(conversations_of(conversation)[0], None, policy), beside]
         )
         kwargs, kind, types = self._prepared(chosen)
         fixed = {name: options.pop(name, False) for name in ("tokenize", "return_dict")}

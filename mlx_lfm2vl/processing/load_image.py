@@ -1,9 +1,8 @@
 """Any picture to RGB: PIL images, arrays, paths, addresses, base64, open files and bytes of a picture file or a PDF.
 
 The result is what a person sees (formats.py, pdf.py and pixels.py say how), or one line of `ImageError` that names the
-picture and the way out. `SourcePolicy` says what a caller may reach and how large pictures may be. An app that passes
-on strangers' messages forbids URLs and paths. Only regular files are opened. What a PDF document is named by stands for
-all its pages, or for those in brackets behind it (`a.pdf[2-5]`): `expand_pages` puts them in its place, not drawn yet.
+picture and the way out. What a PDF document is named by stands for all its pages, or for those in brackets behind it
+(`a.pdf[2-5]`): `expand_pages` puts them in its place, not drawn yet.
 """
 
 from __future__ import annotations

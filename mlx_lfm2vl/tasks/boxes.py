@@ -1,8 +1,7 @@
 """Boxes and points of things that are named.
 
-Each picture is asked about by itself. Of an answer, items in the recipe's form count: corners in another order are put
-in order, what lies beyond the picture is cut off, and a box that says what another one says is left out. Items that
-cannot be read, or have nothing in the picture, are left out with an `AnswerWarning`; if that leaves no item, it is an
+Each picture is asked about by itself. Of an answer, items in the recipe's form count, each once. Items that cannot be
+read, or have nothing in the picture, are left out with an `AnswerWarning`; if that leaves no item, it is an
 `AnswerError`. An answer that says that there is nothing is an empty list.
 """
 
