@@ -22,13 +22,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from PIL import Image
 
-from ..config import (
-    ImageConfig,
-    ImageProcessorConfig,
-    Lfm3VlVideoProcessorConfig,
-    ProcessorConfig,
-    ProcessorFiles,
-)
+from ..config import ImageConfig, ImageProcessorConfig, Lfm3VlVideoProcessorConfig, ProcessorConfig, ProcessorFiles
 from ..config.files import writing
 from ..errors import ConfigError, ImageError, OptionError
 from ..hub import resolve
