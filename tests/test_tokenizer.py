@@ -223,6 +223,8 @@ class TestFiles:
             (r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))", False),
             (r"(?i:'s|'t|'re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+", False),
             (r"[!(\])+*]+(x)?|(?:\(+)?", False),
+            (r"[(+[^]x])+*]?", False),  # all of it is one class
+            (r"[y[^]x]z](d+)+", True),
         ],
     )
     def test_patterns_that_may_take_for_ever_are_refused(self, pattern, long, tmp_path):

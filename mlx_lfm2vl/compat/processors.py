@@ -36,7 +36,7 @@ class ImageProcessorMethods(SharedFile, ImageProcessor):
         """From a folder, a hub repository or "demo". `options` as those of `AutoProcessor.from_pretrained`, or fields
         of `ImageProcessorConfig`. Raises `HubError`, `ConfigError`, `OptionError`."""
         place, hub, fields = hub_options(path_or_repo, not_of_models(options))
-        return super().from_pretrained(place, **hub, **cls.known(normalised(fields)))
+        return super().from_pretrained(place, hub=hub, **cls.known(normalised(fields)))
 
     def __call__(self, images: Any, *, return_tensors: str | None = "np", **overrides: Any) -> BatchFeature:
         """As that of `processing`, with `return_tensors` "np", "mlx", "pt" or None (NumPy arrays), and with
@@ -97,7 +97,7 @@ class Lfm2VlProcessor(SharedFile, processor.Lfm2VlProcessor):
         """
         place, hub, others = hub_options(path_or_repo, not_of_models(options))
         template, side = others.pop("chat_template", None), others.pop("padding_side", None)
-        made = super().from_pretrained(place, **hub, **cls.image_processor_class.known(normalised(others)))
+        made = super().from_pretrained(place, hub=hub, **cls.image_processor_class.known(normalised(others)))
         if template is not None:
             made.chat_template = template
         if side is not None:
@@ -144,8 +144,9 @@ class Lfm2VlProcessor(SharedFile, processor.Lfm2VlProcessor):
             if name in extra:
                 raise OptionError(f"{name} is given twice: by itself and in processor_kwargs")
         policy = self.image_processor.source_policy
+        beside = [] if pictures is None else pictures
         chosen = without_rgb(
-            {**extra, **nested}, lambda: pictures_of(conversations_of(conversation)[0], pictures, policy)
+            {**extra, **nested}, lambda: [pictures_of(conversations_of(conversation)[0], None, policy), beside]
         )
         kwargs, kind, types = self._prepared(chosen)
         fixed = {name: options.pop(name, False) for name in ("tokenize", "return_dict")}

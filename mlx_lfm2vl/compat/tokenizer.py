@@ -15,8 +15,8 @@ from ..processing import tokenizer as processing
 from ..processing.batch_feature import SIDES, TextOptions
 from ..processing.batch_feature import BatchFeature as PlainBatchFeature
 from ..processing.conversation import conversations_of
-from ..processing.special_tokens import IMAGE_TOKENS, NAMED_TOKENS
 from ..processing.template import JINJA_FILE, MORE, TOKENIZER_FILE, TOKENIZER_PLACES, ChatTemplate, named_templates
+from ..processing.tokenizer import IMAGE_TOKENS, NAMED_TOKENS
 from . import tensors
 from .batch_feature import BatchFeature
 from .call_options import normalised

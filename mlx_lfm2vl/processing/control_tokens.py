@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,10 @@ class ControlTokens:
     @functools.cached_property
     def pattern(self) -> re.Pattern[str]:
         return re.compile(_any_of(self._sorted) if self._sorted else "(?!)")
+
+    @functools.cached_property
+    def marked(self) -> re.Pattern[str]:
+        return re.compile(f"{START}({self.pattern.pattern}){END}")
 
     @functools.cached_property
     def _anywhere(self) -> re.Pattern[str]:
@@ -130,8 +134,8 @@ def pieces(text: str, tokens: ControlTokens) -> list[tuple[str, bool]]:
     if START not in text and END not in text:
         return [(text, False)] if text else []
     made: list[tuple[str, bool]] = []
-    for part, is_token in _marked_tokens(text, tokens):
-        if is_token:
+    for number, part in enumerate(tokens.marked.split(text)):
+        if number % 2 == 1:
             made.append((part, True))
             continue
         parts = re.split(f"[{START}{END}]", part)
@@ -142,17 +146,6 @@ def pieces(text: str, tokens: ControlTokens) -> list[tuple[str, bool]]:
                 start = place
         made.append((whole[start:], False))
     return [(piece, is_token) for piece, is_token in made if piece]
-
-
-def _marked_tokens(text: str, tokens: ControlTokens) -> Iterator[tuple[str, bool]]:
-    """The text cut at the tokens that stand between a pair of marks: (piece, whether it is one)."""
-    at = 0
-    for found in re.finditer(f"{START}([^{START}{END}]+){END}", text):
-        if found[1] in tokens.tokens:
-            yield text[at : found.start()], False
-            yield found[1], True
-            at = found.end()
-    yield text[at:], False
 
 
 @functools.lru_cache(maxsize=32)

@@ -7,7 +7,7 @@ items {"type": "image"} under "image", "url", "path" or "base64", in the items o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..config import parse_json
@@ -84,8 +84,7 @@ def _tool_calls(message: dict[str, Any], where: str) -> list[dict[str, Any]]:
 
 
 def _item(item: Any, where: str) -> Any:
-    """An item of a message in transformers' spelling: those of OpenAI (`image_url`, `input_image`, `input_text`,
-    `output_text`) and Anthropic (`source`) too. Raises `PromptError` for a picture that would be passed over."""
+    """An item in transformers' spelling. Raises `PromptError` for a picture that would be passed over."""
     if not isinstance(item, Mapping):
         return item
     kind = item.get("type")
@@ -136,6 +135,14 @@ def video_item(item: Mapping[str, Any], where: str) -> dict[str, Any]:
         way = did_you_mean([str(key)], known) or f"; it takes {', '.join(map(repr, known))}"
         raise PromptError(f"{where} is of type {kind!r} and has {key!r}, which is not read{way}")
     return {"type": "video", **{name: said[name] for name in known if name in said}}
+
+
+def numbered(pictures: Iterable[Any]) -> list[dict[str, Any]]:
+    """The items of several pictures, each behind its number as the models learnt it."""
+    items: list[dict[str, Any]] = []
+    for number, picture in enumerate(pictures, 1):
+        items += [{"type": "text", "text": f"Media-{number}: "}, {"type": "image", "image": picture}]
+    return items
 
 
 def _tool_call(call: Any, where: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import urllib.parse
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError, OptionError, short
@@ -61,15 +61,14 @@ class SourcePolicy:
     max_video_pixels: int = 2**40
 
     def __post_init__(self) -> None:
-        for name in ("allow_urls", "allow_paths", "allow_private_addresses"):
-            if not isinstance(getattr(self, name), bool):
-                raise OptionError(f"{name} is {getattr(self, name)!r}, expected True or False")
-        for name in ("max_pixels", "max_bytes", "max_video_pixels", "max_pages", "max_pictures", "timeout"):
-            value = getattr(self, name)
-            if name == "max_pictures" and value is None:
+        for each in fields(self):
+            value, is_flag = getattr(self, each.name), isinstance(each.default, bool)
+            if is_flag and not isinstance(value, bool):
+                raise OptionError(f"{each.name} is {value!r}, expected True or False")
+            if is_flag or (each.default is None and value is None):
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-                raise OptionError(f"{name} is {value!r}, expected a number above 0")
+                raise OptionError(f"{each.name} is {value!r}, expected a number above 0")
 
 
 DEFAULT_POLICY = SourcePolicy()
@@ -112,7 +111,7 @@ def redirected(url: str, location: str) -> str:
 
 
 def _get(url: str, deadline: float, policy: SourcePolicy) -> Response:
-    from .http_get import Request, Unreachable, http_get
+    from .http_get import Unreachable, http_get
 
     try:
         parts = urllib.parse.urlsplit(url)
@@ -136,7 +135,7 @@ def _get(url: str, deadline: float, policy: SourcePolicy) -> Response:
     failures = []
     for address in addresses:
         try:
-            return http_get(Request(scheme, host, port, target, str(address)), deadline, int(policy.max_bytes))
+            return http_get(scheme, host, port, target, str(address), deadline, int(policy.max_bytes))
         except Unreachable as error:
             failures.append(str(error))
     raise ImageError(f"cannot be fetched ({short(failures[0])})")

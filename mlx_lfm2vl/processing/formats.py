@@ -132,16 +132,14 @@ def decode(image: Image.Image, label: str, policy: SourcePolicy, config: ImageCo
 
 
 def _check_format(image: Image.Image, label: str) -> None:
-    """Raises `ImageError` for what Pillow recognises and does not draw, and for what it would have another program
-    draw."""
+    """Raises `ImageError` for what Pillow recognises and does not draw by itself."""
     drawn = not isinstance(image, ImageFile.StubImageFile) or image._handler is not None
     if image.format in ("EPS", "MPEG") or not drawn:
         raise ImageError(f"{label}: {UNDRAWN.get(image.format or '', UNKNOWN)}")
 
 
 def _in_8_bits(clear: Any, image: Image.Image) -> Any:
-    """The transparent colour of an opened PNG file as the loaded pixels have it: Pillow keeps it in the file's own
-    depth, of which it makes 8 bits."""
+    """The transparent colour of a PNG file, which Pillow keeps in the file's depth, in the 8 bits of its pixels."""
     tiles: Any = getattr(image, "tile", None)
     mode = tiles[0][3] if tiles else None
     if isinstance(clear, int) and mode in ("L;2", "L;4"):
@@ -226,8 +224,7 @@ def _beyond_pillows_limit(file: BinaryIO, start: bytes) -> Image.Image:
 
 
 def _icons(file: BinaryIO) -> Iterator[tuple[int, int]]:
-    """Width and height of the pictures in an icon, which may be others than the icon says and are decoded when it is
-    opened."""
+    """Width and height of the pictures in an icon, which says others maybe; they are decoded when it is opened."""
     (count,) = struct.unpack("<4xH", file.read(6))
     for entry in struct.iter_unpack("<12xI", file.read(16 * count)):
         file.seek(entry[0])

@@ -18,18 +18,6 @@ from ..errors import ImageError
 
 
 @dataclass(frozen=True)
-class Request:
-    """The destination of a request. `target` is path and query, percent-encoded. `host` is the name in ASCII that
-    servers and certificates are asked for, `address` the IP address that is connected."""
-
-    scheme: str
-    host: str
-    port: int | None
-    target: str
-    address: str
-
-
-@dataclass(frozen=True)
 class Response:
     """A body where `status` is of a success, else none. `location` is where a redirect points."""
 
@@ -43,11 +31,15 @@ class Unreachable(Exception):
     """No connection came about, so that another address of the host may be tried."""
 
 
-def http_get(request: Request, deadline: float, limit: int) -> Response:
-    """Asks for `request.target` and reads the answer.
+def http_get(
+    scheme: str, host: str, port: int | None, target: str, address: str, deadline: float, limit: int
+) -> Response:
+    """Asks a server and reads the answer.
 
     Args:
-        request: where it goes.
+        scheme, port, target: of the address; `target` is path and query, percent-encoded.
+        host: the name in ASCII that the server and its certificate are asked for.
+        address: the IP address that is connected.
         deadline: of `time.monotonic`.
         limit: bytes of the body at most.
 
@@ -56,19 +48,19 @@ def http_get(request: Request, deadline: float, limit: int) -> Response:
         TimeoutError: the deadline passed.
         ImageError: of anything else, without the picture's name.
     """
-    shown = f"[{request.host}]" if ":" in request.host else request.host
+    shown = f"[{host}]" if ":" in host else host
     headers: dict[bytes | str, bytes | str] = {
-        "Host": shown if request.port is None else f"{shown}:{request.port}",
+        "Host": shown if port is None else f"{shown}:{port}",
         "User-Agent": "mlx-lfm2vl",
         "Accept": "image/*,*/*;q=0.8",
         "Accept-Encoding": "identity",
         "Connection": "close",
     }
-    url = httpcore2.URL(scheme=request.scheme, host=request.address, port=request.port, target=request.target)
+    url = httpcore2.URL(scheme=scheme, host=address, port=port, target=target)
     try:
         with (
             httpcore2.ConnectionPool(network_backend=_Network(deadline)) as pool,
-            pool.stream("GET", url, headers=headers, extensions={"sni_hostname": request.host}) as response,
+            pool.stream("GET", url, headers=headers, extensions={"sni_hostname": host}) as response,
         ):
             return _read(response, limit)
     except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:

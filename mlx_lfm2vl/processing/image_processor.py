@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -22,13 +22,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from PIL import Image
 
-from ..config import (
-    ImageConfig,
-    ImageProcessorConfig,
-    Lfm3VlVideoProcessorConfig,
-    ProcessorConfig,
-    ProcessorFiles,
-)
+from ..config import ImageConfig, ImageProcessorConfig, Lfm3VlVideoProcessorConfig, ProcessorConfig, ProcessorFiles
 from ..config.files import writing
 from ..errors import ConfigError, ImageError, OptionError
 from ..hub import resolve
@@ -88,25 +82,12 @@ class ImageProcessor(ABC):
 
     @classmethod
     def from_pretrained(
-        cls,
-        path_or_repo: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        **overrides: Any,
+        cls, path_or_repo: str | os.PathLike[str], *, hub: Mapping[str, Any] | None = None, **overrides: Any
     ) -> Self:
-        """From a folder or hub repository. Raises `HubError`, `ConfigError`, `OptionError`."""
-        folder = resolve(
-            path_or_repo,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            patterns=("*.json",),
-            enough=("preprocessor_config.json", "processor_config.json"),
-        )
+        """From a folder or hub repository; `hub` has keywords of `resolve`. Raises `HubError`, `ConfigError`,
+        `OptionError`."""
+        files = ("preprocessor_config.json", "processor_config.json")
+        folder = resolve(path_or_repo, patterns=("*.json",), enough=files, **(hub or {}))
         return cls(cls.files_class.from_folder(folder).image, **overrides)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

@@ -1,9 +1,8 @@
 """Any picture to RGB: PIL images, arrays, paths, addresses, base64, open files and bytes of a picture file or a PDF.
 
 The result is what a person sees (formats.py, pdf.py and pixels.py say how), or one line of `ImageError` that names the
-picture and the way out. `SourcePolicy` says what a caller may reach and how large pictures may be. An app that passes
-on strangers' messages forbids URLs and paths. Only regular files are opened. What a PDF document is named by stands for
-all its pages, or for those in brackets behind it (`a.pdf[2-5]`): `expand_pages` puts them in its place, not drawn yet.
+picture and the way out. What a PDF document is named by stands for all its pages, or for those in brackets behind it
+(`a.pdf[2-5]`): `expand_pages` puts them in its place, not drawn yet.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from .formats import check_size, decode, header_size, open_picture
 from .jpeg import with_end
 from .open_file import LabelledBytes, is_remote, opened
 from .pdf import PdfPage
-from .pixels import from_array, height_width
+from .pixels import from_array, in_rows
 
 MAX_DEPTH = 32  # of lists of pictures
 DEFAULT_CONFIG = ImageProcessorConfig()
@@ -105,8 +104,8 @@ def _from_array(picture: Any, policy: SourcePolicy) -> Image.Image:
             f"a picture of type {type(picture).__name__} is no array in memory ({short(str(error))})"
         ) from None
     label = f"array {array.shape} {array.dtype}"
-    height, width = height_width(array.shape, label)
-    check_size(width, height, label, policy)
+    array = in_rows(array, label)
+    check_size(array.shape[1], array.shape[0], label, policy)
     return from_array(array, label)
 
 

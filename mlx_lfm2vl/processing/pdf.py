@@ -117,12 +117,10 @@ def _read(
     command = [sys.executable, "-I", "-S", pdf_process.__file__, job]
     try:
         code, output = _run(command, document)
-    except subprocess.TimeoutExpired:
-        raise ImageError(_too_long(label)) from None
     except OSError as error:
         raise ImageError(f"{label}: no process can be started to read it ({error.strerror or error})") from None
     if code == pdf_process.TOO_LONG:
-        raise ImageError(_too_long(label))
+        raise ImageError(f"{label}: takes more than {MAX_SECONDS:g} seconds to draw; export the page as PNG")
     if code == pdf_process.TOO_LARGE:
         raise ImageError(f"{label}: needs more than {MAX_MEMORY >> 30} GiB of memory; export the page as PNG")
     line, _, pixels = output.partition(b"\n")
@@ -138,8 +136,7 @@ def _read(
 
 
 def _run(command: list[str], document: bytes) -> tuple[int, bytes]:
-    """A program's exit code and output. It is killed when the work is cancelled, or runs for too long: raises
-    `TimeoutExpired`."""
+    """A program's exit code and output. It is killed when the work is cancelled, or runs for too long."""
     pipe, output, deadline = subprocess.PIPE, list[bytes](), time.monotonic() + 2 * MAX_SECONDS
     # In a session of its own Ctrl-C reaches this process alone, which ends that one.
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as process:
@@ -147,21 +144,15 @@ def _run(command: list[str], document: bytes) -> tuple[int, bytes]:
         reader = threading.Thread(target=lambda: output.append(process.communicate(document)[0]), daemon=True)
         try:
             reader.start()
-            while reader.is_alive():
+            while reader.is_alive() and time.monotonic() < deadline:
                 check_cancelled()
-                if time.monotonic() > deadline:
-                    raise subprocess.TimeoutExpired(command, 2 * MAX_SECONDS)
                 reader.join(_LOOKS)
-        except BaseException:
+            late = reader.is_alive()
+        finally:
             process.kill()
             if reader.ident is not None:
                 reader.join()
-            raise
-        return process.returncode, output[0]
-
-
-def _too_long(label: str) -> str:
-    return f"{label}: takes more than {MAX_SECONDS:g} seconds to draw; export the page as PNG"
+        return (pdf_process.TOO_LONG, b"") if late else (process.returncode, output[0])
 
 
 def _library(label: str) -> list[str]:

@@ -20,6 +20,7 @@ from ..errors import ImageError
 DIM = 16  # of 255; a picture that is nowhere brighter is black to the eye
 FRACTIONS = 0.9  # of all floats; where so many lie in 0..1 the others are highlights
 OVERSHOOT = 0.5  # of its range, by which floats of a picture may leave it
+CHANNELS = (1, 3, 4)  # of an array
 STRIP = 1 << 24  # wide values that are turned to floats at a time
 
 
@@ -80,10 +81,7 @@ def _from_lab(image: Image.Image) -> Image.Image:
 
 
 def from_array(array: np.ndarray, label: str) -> Image.Image:
-    """An array (height, width), (height, width, channels) or (channels, height, width) with 1, 3 or 4 channels, of
-    uint8 or of floats in 0..1, as mode RGB. `height_width` has refused other shapes."""
-    if array.ndim == 3 and _channels_first(array.shape):
-        array = array.transpose(1, 2, 0)
+    """An array of `in_rows`, of uint8 or of floats in 0..1, as mode RGB."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.dtype != np.uint8:
@@ -99,24 +97,19 @@ def from_array(array: np.ndarray, label: str) -> Image.Image:
     return rgb(Image.fromarray(np.ascontiguousarray(array)), label)
 
 
-def height_width(shape: tuple[int, ...], label: str) -> tuple[int, int]:
-    """Height and width of an array of that shape. Raises `ImageError` for one that is no picture."""
-    if len(shape) == 2:
-        return shape[0], shape[1]
-    if len(shape) == 3 and _channels_first(shape):
-        return shape[1], shape[2]
-    if len(shape) == 3 and shape[2] in (1, 3, 4):
-        return shape[0], shape[1]
-    if len(shape) == 4 and (1 in shape[1:] or 3 in shape[1:] or 4 in shape[1:]):
-        raise ImageError(f"{label}: is a batch of {shape[0]}; give a list of its pictures, list(array)")
+def in_rows(array: np.ndarray, label: str) -> np.ndarray:
+    """An array (height, width), (height, width, channels) or (channels, height, width) with 1, 3 or 4 channels, with
+    its channels last. Raises `ImageError` for one that is no picture."""
+    if array.ndim == 3 and array.shape[2] not in CHANNELS and array.shape[0] in CHANNELS:
+        return array.transpose(1, 2, 0)
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in CHANNELS):
+        return array
+    if array.ndim == 4 and any(channels in array.shape[1:] for channels in CHANNELS):
+        raise ImageError(f"{label}: is a batch of {len(array)}; give a list of its pictures, list(array)")
     raise ImageError(
         f"{label}: expected (height, width), (height, width, channels) or (channels, height, width) with 1, 3 or 4 "
         "channels"
     )
-
-
-def _channels_first(shape: tuple[int, ...]) -> bool:
-    return shape[2] not in (1, 3, 4) and shape[0] in (1, 3, 4)
 
 
 def _scaled(values: np.ndarray, mode: str, label: str) -> np.ndarray:

@@ -72,27 +72,18 @@ class Lfm2VlProcessor(PromptEncoder):
         cls,
         path_or_repo: str | os.PathLike[str],
         *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
+        hub: Mapping[str, Any] | None = None,
         use_image_special_tokens: bool | None = None,
         source_policy: SourcePolicy = DEFAULT_POLICY,
         **image_overrides: Any,
     ) -> Self:
-        """From a folder, a hub repository or "demo". `image_overrides` replace fields of `ImageProcessorConfig`.
+        """From a folder, a hub repository or "demo". `hub` has keywords of `resolve`; `image_overrides` replace fields
+        of `ImageProcessorConfig`.
 
         Raises `HubError`, `ConfigError`, `TokenizerError`, `OptionError`; a template is read when it is first needed.
         """
-        folder = resolve(
-            path_or_repo,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            patterns=("*.json", "*.jinja", "*.txt"),
-            enough=("tokenizer.json",),
-        )
+        patterns = ("*.json", "*.jinja", "*.txt")
+        folder = resolve(path_or_repo, patterns=patterns, enough=("tokenizer.json",), **(hub or {}))
         config = cls.image_processor_class.files_class.from_folder(folder)
         special = config.use_image_special_tokens if use_image_special_tokens is None else use_image_special_tokens
         image_processor = cls.image_processor_class(config.image, source_policy=source_policy, **image_overrides)

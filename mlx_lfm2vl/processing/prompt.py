@@ -24,7 +24,7 @@ import numpy as np
 from ..errors import ImageError, PromptError, TemplateError, counted
 from .batch_feature import BatchFeature
 from .control_tokens import ControlTokens, unmarked
-from .conversation import SAMPLING, SOURCES, VIDEO_SOURCES
+from .conversation import SAMPLING, SOURCES, VIDEO_SOURCES, numbered
 from .fetch import SourcePolicy
 from .image_processor import ImageProcessor
 from .load_image import check_number, expand_pages, flatten
@@ -123,17 +123,10 @@ class PromptEncoder:
 
     def with_videos(self, messages: Sequence[Mapping[str, Any]], policy: SourcePolicy) -> list[dict[str, Any]]:
         """The messages with their videos as the model takes them: their frames as pictures, each behind "Media-1: " and
-        so on, as the models learnt it. Raises `ImageError`, `PromptError`."""
+        so on. Raises `ImageError`, `PromptError`."""
         if not any(item["type"] == "video" for item in picture_items(messages)):
             return [dict(message) for message in messages]
-
-        def as_frames(video: Video) -> list[dict[str, Any]]:
-            items: list[dict[str, Any]] = []
-            for number, frame in enumerate(frames_as_pictures(video), 1):
-                items += [{"type": "text", "text": f"Media-{number}: "}, {"type": "image", "image": frame}]
-            return items
-
-        return replace_videos(messages, policy, as_frames)
+        return replace_videos(messages, policy, lambda video: numbered(frames_as_pictures(video)))
 
     @property
     def frame_sampling(self) -> tuple[float, int, int]:
@@ -306,32 +299,24 @@ def image_spans(
 def with_page_items(
     conversations: Sequence[Sequence[Mapping[str, Any]]], images: Any, policy: SourcePolicy
 ) -> tuple[list[list[dict[str, Any]]], Any]:
-    """The conversations and the pictures of `images`, each PDF document replaced by an item, or a picture, a page.
-    Raises `ImageError` and `PromptError`."""
+    """The conversations with `images` in their items that hold no picture, and each PDF document replaced by an item a
+    page; and None, or `images` where there is another number of such items. Raises `ImageError` and `PromptError`."""
     given = [] if images is None else flatten(images)
-    items = [item for messages in conversations for item in picture_items(messages)] if given else []
+    items = [item for messages in conversations for item in picture_items(messages)]
     empty = sum(all(item.get(name) is None for name in (*SOURCES, *VIDEO_SOURCES)) for item in items)
-    rest = iter(given if len(given) == empty else ())  # another count is refused later
-    beside: list[Any] = []
+    rest, images = (iter(given), None) if len(given) == empty else (iter(()), images)
     made: list[list[dict[str, Any]]] = []
     for messages in conversations:
         replaced: list[list[Any]] = []
         for item in picture_items(messages):
-            if item["type"] == "video":
-                replaced.append([item])
-                continue
-            sources = _sources(item, policy)
-            chosen = itertools.islice(rest, 1) if sources[0] is None else sources
-            pages = [page for source in chosen for page in expand_pages(source, policy)]
-            if sources[0] is None:
-                beside += pages
-                replaced.append([item] * max(1, len(pages)))
-            else:
-                same = len(pages) == len(sources) and all(map(operator.is_, pages, sources))
-                replaced.append([item] if same else [{"type": "image", "image": page} for page in pages])
+            own = _sources(item, policy) if item["type"] == "image" else []
+            sources = itertools.islice(rest, 1) if own and own[0] is None else own
+            pages = [page for source in sources for page in expand_pages(source, policy)]
+            same = len(pages) == len(own) and all(map(operator.is_, pages, own))
+            replaced.append([{"type": "image", "image": page} for page in pages] if pages and not same else [item])
         made.append(with_items(messages, replaced))
     check_number(sum(len(picture_items(messages)) for messages in made), policy)
-    return made, beside if len(beside) > len(given) else images
+    return made, images
 
 
 def picture_items(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -342,17 +327,16 @@ def picture_items(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, An
 
 
 def pictures_of(conversations: Sequence[Sequence[Mapping[str, Any]]], images: Any, policy: SourcePolicy) -> Any:
-    """The pictures of the conversations, a list each: those in their items, and in empty items those of `images`."""
+    """The pictures in the conversations' items, a list each; or `images`, which then stand in no items, if no item
+    holds a picture."""
     slots = [[source for item in picture_items(each) for source in _sources(item, policy)] for each in conversations]
     empty = sum(source is None for own in slots for source in own)
-    if images is None or empty == sum(map(len, slots)):
-        return [[source for source in own if source is not None] for own in slots] if images is None else images
-    given = flatten(images)
-    if len(given) != empty:
+    if images is None:
+        return [[source for source in own if source is not None] for own in slots]
+    if empty < sum(map(len, slots)):
         empty_items = f"{counted(empty, 'image item')} of the conversation without one"
-        raise PromptError(f"{counted(len(given), 'picture')} in images= for {empty_items}")
-    rest = iter(given)
-    return [[next(rest) if source is None else source for source in own] for own in slots]
+        raise PromptError(f"{counted(len(flatten(images)), 'picture')} in images= for {empty_items}")
+    return images
 
 
 def _sources(item: Mapping[str, Any], policy: SourcePolicy) -> list[Any]:

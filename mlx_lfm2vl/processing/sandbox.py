@@ -296,8 +296,7 @@ class _Sandbox(sandbox.ImmutableSandboxedEnvironment):
 
 
 class _Namespace(utils.Namespace):
-    """`namespace(...)` without names that begin with an underscore, as in the reference. It prints nothing that it
-    holds."""
+    """`namespace(...)` without names that begin with an underscore, as in the reference, which prints no contents."""
 
     def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         super().__init__()

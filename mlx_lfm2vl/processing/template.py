@@ -147,7 +147,12 @@ class ChatTemplate:
         except TemplateError as error:
             raise TemplateError(f"{self.where}: {error}") from None
         if continue_final_message:
-            text = self._cut(text, tail)
+            mark = text.rfind(_CONTINUE.strip())
+            if mark < 0 or tail.strip() not in text:
+                left_out = "leaves out the end of the last message, so that it cannot be continued"
+                raise TemplateError(f"{self.where}: {left_out}")
+            trimmed = not text.startswith(_CONTINUE, mark)  # by the template
+            text = text[:mark].rstrip() if trimmed else text[:mark]
         return Rendered(text, spans)
 
     def _message(self, message: Any) -> dict[str, Any]:
@@ -157,7 +162,7 @@ class ChatTemplate:
         if not isinstance(data, dict):
             raise TemplateError(f"a message must be a mapping with 'role' and 'content', got {type(message).__name__}")
         if "content" not in data and self._needs_content(data.get("role")):
-            data.setdefault("content", "")
+            data["content"] = ""
         if "tool_calls" in data and _READS_FUNCTION.search(self.source):
             data["tool_calls"] = [_nested(call) for call in data["tool_calls"]]
         if data.get("role") == "assistant" and "tool_calls" in data and "tool_calls" not in self.source:
@@ -206,13 +211,6 @@ class ChatTemplate:
                 item["text"] = text + _CONTINUE
                 return text
         raise TemplateError("continue_final_message: the last message has no text to continue")
-
-    def _cut(self, text: str, tail: str) -> str:
-        mark = text.rfind(_CONTINUE.strip())
-        if mark < 0 or tail.strip() not in text:
-            raise TemplateError(f"{self.where}: leaves out the end of the last message, so that it cannot be continued")
-        kept = text[:mark]
-        return kept if text.startswith(_CONTINUE, mark) else kept.rstrip()  # the template trimmed the message
 
 
 def named_templates(

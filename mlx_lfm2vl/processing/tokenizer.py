@@ -24,12 +24,19 @@ from ..errors import TokenizerError
 from . import tokenizer_backend
 from .batch_feature import SIDES, BatchFeature, TextOptions
 from .control_tokens import ControlTokens, control_tokens_of, pieces
-from .special_tokens import NAMED_TOKENS, image_tokens, named_tokens, restated, special_tokens
 from .tokenizer_backend import Backend, Encoding, check_panic, panics
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _OPTIONS = ("padding_side", "truncation_side", "chat_template", "model_max_length")  # of tokenizer_config.json
 _CLASS = "PreTrainedTokenizerFast"
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+IMAGE_TOKENS = {  # of the family, for files that do not name them
+    "image_token": "<image>",
+    "image_start_token": "<|image_start|>",
+    "image_end_token": "<|image_end|>",
+    "image_thumbnail_token": "<|img_thumbnail|>",
+}
+_NESTED = ("extra_special_tokens", "model_specific_special_tokens")
 
 
 class Tokenizer:
@@ -53,7 +60,9 @@ class Tokenizer:
         self.truncation_side = self._choice("truncation_side", "right")
         self.chat_template = self.config.get("chat_template")
         self.model_max_length = self._longest("model_max_length")
-        tokenizer_backend.add_special(backend, special_tokens(self.config, self.special_tokens_map))
+        listed = self.config.get("extra_special_tokens") or self.config.get("additional_special_tokens")
+        unnamed = map(_text, listed) if isinstance(listed, list) else ()
+        tokenizer_backend.add_special(backend, filter(None, [*self.special_tokens_map.values(), *unnamed]))
         added = backend.get_added_tokens_decoder()
         self._special_ids = frozenset(id for id, token in added.items() if token.special)
         self._control_tokens = control_tokens_of(frozenset(token.content for token in added.values()))
@@ -99,7 +108,10 @@ class Tokenizer:
     @functools.cached_property
     def image_tokens(self) -> dict[str, str]:
         """The tokens for pictures by name: image, start, end, thumbnail."""
-        return image_tokens(self.config, self.special_tokens_map)
+        named = self.special_tokens_map
+        thumbnail = named.get("image_thumbnail") or _text(self.config.get("image_thumbnail"))
+        known = IMAGE_TOKENS | ({"image_thumbnail_token": thumbnail} if thumbnail else {})
+        return {name: named.get(name) or token for name, token in known.items()}
 
     def _choice(self, name: str, default: str) -> str:
         value = self.config.get(name) or default
@@ -299,3 +311,33 @@ def _ids(token_ids: Any) -> list[int]:
         if not isinstance(id, (int, np.integer)) or not 0 <= id < 2**32:
             raise TokenizerError(f"{id!r} is not a token id")
     return [int(id) for id in values]
+
+
+def named_tokens(config: Mapping[str, Any], where: str, pad_token: str | None = None) -> dict[str, str]:
+    """Names to tokens, from every place where tokenizer_config.json and its kin keep them: under its name at the top
+    level, or in an object of `_NESTED`, as a string or an object with its "content". `pad_token` is what tokenizer.json
+    pads with, if it says. Raises `TokenizerError`."""
+    found: dict[str, str] = {} if pad_token is None else {"pad_token": pad_token}
+    nested = (config.get(key) for key in _NESTED)
+    for place in (config, *nested):
+        for name, value in place.items() if isinstance(place, Mapping) else ():
+            token = _text(value)
+            if token is not None and (place is not config or name.endswith("_token")):
+                found[name] = token
+            elif name in NAMED_TOKENS and value is not None:
+                raise TokenizerError(f"{where}: {name} is {shown(value)}, expected a token")
+    return found
+
+
+def restated(config: Mapping[str, Any], changed: Mapping[str, str | None]) -> dict[str, Any]:
+    """The configuration with other tokens (or options) of these names; None takes a name out, wherever it stands."""
+    out = {name: value for name, value in config.items() if name not in changed}
+    for key in _NESTED:
+        if isinstance(named := out.get(key), Mapping):
+            out[key] = {name: value for name, value in named.items() if name not in changed}
+    return out | {name: value for name, value in changed.items() if value is not None}
+
+
+def _text(token: Any) -> str | None:
+    content = token.get("content") if isinstance(token, Mapping) else token
+    return content if isinstance(content, str) else None

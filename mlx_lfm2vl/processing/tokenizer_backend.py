@@ -7,7 +7,7 @@ beside it count at the ids that are stated there, as in the reference; what toke
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,9 @@ def check(backend: Backend, where: str) -> None:
         raise TokenizerError(f"{where}: {error}; no LFM2 tokenizer is so, {AGAIN}") from None
 
 
-def add_special(backend: Backend, special: Sequence[str]) -> None:
+def add_special(backend: Backend, special: Iterable[str]) -> None:
     """Makes those tokens special that the backend has."""
-    known = [token for token in special if backend.token_to_id(token) is not None]
+    known = [token for token in dict.fromkeys(special) if backend.token_to_id(token) is not None]
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in known])
 
 

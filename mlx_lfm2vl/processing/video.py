@@ -136,15 +136,14 @@ def load_video(
 
 def _opened(video: Any, frame_rate: float | None, policy: SourcePolicy) -> Video:
     if is_array(video):
-        return _of_array(video, frame_rate, policy)
+        array = to_numpy(video)
+        label = f"array {array.shape} {array.dtype}"
+        if array.ndim != 4 or 3 not in (array.shape[1], array.shape[3]):
+            raise ImageError(f"{label}: expected (frames, height, width, 3) or (frames, 3, height, width)")
+        return _of_frames(array, label, frame_rate, policy)
     if isinstance(video, (list, tuple)):
-        pictures = list(video)
-        _check_count(len(pictures), "the list of frames")
-
-        def listed(wanted: Sequence[int]) -> Iterator[Image.Image]:
-            return (load_image(pictures[number], policy) for number in wanted)
-
-        return Video("the list of frames", len(pictures), _rate(frame_rate, "the list of frames"), read=listed)
+        _check_count(len(video), "the list of frames")
+        return _of_frames(list(video), "the list of frames", frame_rate, policy)
     with opened(video, policy, "video") as file:
         label = file.label
         if file.is_pdf():
@@ -156,8 +155,7 @@ def _opened(video: Any, frame_rate: float | None, policy: SourcePolicy) -> Video
         if is_still(start):
             raise ImageError(f"{label}: is a picture, not a video; give it as one{AS_PICTURE}")
         animated = start.startswith((b"GIF8", b"\x89PNG")) or start[8:12] == b"WEBP"
-        of_kind = _animation if animated else _file
-        return of_kind(file.file, label, source, policy)
+        return (_animation if animated else _file)(file.file, label, source, policy)
 
 
 def _file(file: BinaryIO, label: str, source: Any, policy: SourcePolicy) -> Video:
@@ -196,24 +194,14 @@ def _animation(file: BinaryIO, label: str, source: Any, policy: SourcePolicy) ->
     return Video(label, count, 1000 * count / sum(durations), read=read)
 
 
-def _of_array(video: Any, frame_rate: float | None, policy: SourcePolicy) -> Video:
-    array = to_numpy(video)
-    label = f"array {array.shape} {array.dtype}"
-    if array.ndim != 4 or 3 not in (array.shape[1], array.shape[3]):
-        raise ImageError(f"{label}: expected (frames, height, width, 3) or (frames, 3, height, width)")
-
+def _of_frames(frames: Any, label: str, frame_rate: float | None, policy: SourcePolicy) -> Video:
     def read(wanted: Sequence[int]) -> Iterator[Image.Image]:
-        return (load_image(array[number], policy) for number in wanted)
+        return (load_image(frames[number], policy) for number in wanted)
 
-    return Video(label, len(array), _rate(frame_rate, label), read=read)
-
-
-def _rate(frame_rate: float | None, label: str) -> float:
     if frame_rate is None:
-        warnings.warn(
-            f"{label}: frame_rate is not given; {USUAL_RATE:g} frames a second are assumed", ImageWarning, stacklevel=4
-        )
-    return frame_rate or USUAL_RATE
+        said = f"{label}: frame_rate is not given; {USUAL_RATE:g} frames a second are assumed"
+        warnings.warn(said, ImageWarning, stacklevel=4)
+    return Video(label, len(frames), frame_rate or USUAL_RATE, read=read)
 
 
 def _check_count(count: int, label: str) -> None:

@@ -1,8 +1,7 @@
 """Boxes and points of things that are named.
 
-Each picture is asked about by itself. Of an answer, items in the recipe's form count: corners in another order are put
-in order, what lies beyond the picture is cut off, and a box that says what another one says is left out. Items that
-cannot be read, or have nothing in the picture, are left out with an `AnswerWarning`; if that leaves no item, it is an
+Each picture is asked about by itself. Of an answer, items in the recipe's form count, each once. Items that cannot be
+read, or have nothing in the picture, are left out with an `AnswerWarning`; if that leaves no item, it is an
 `AnswerError`. An answer that says that there is nothing is an empty list.
 """
 
@@ -49,8 +48,12 @@ class _BoxTask(Task[Result]):
         options = GenerationOptions(response_format=box_form(form))
         return (GenerationRequest(prompt, [picture], form.system, options=options) for picture in pictures)
 
-    def found_boxes(self, sizes: Sequence[Size], found: Sequence[str]) -> list[Box]:
-        """The boxes of all pictures, in the order of the answers."""
+
+@dataclass(frozen=True)
+class DetectTask(_BoxTask[list[Box]]):
+    """The boxes of all that `what` names, such as "red cars"."""
+
+    def result(self, sizes: Sequence[Size], found: Sequence[str]) -> list[Box]:
         boxes: list[Box] = []
         for image, (size, text) in enumerate(zip(sizes, found, strict=True)):
             boxes += parse_boxes(text, self._boxes(), size, image, self.what)
@@ -58,19 +61,12 @@ class _BoxTask(Task[Result]):
 
 
 @dataclass(frozen=True)
-class DetectTask(_BoxTask[list[Box]]):
-    """The boxes of all that `what` names, such as "red cars"."""
-
-    def result(self, sizes: Sequence[Size], found: Sequence[str]) -> list[Box]:
-        return self.found_boxes(sizes, found)
-
-
-@dataclass(frozen=True)
 class PointTask(_BoxTask[list[Point]]):
     """The middles of the boxes of all that `what` names. No card of the models has a recipe for points."""
 
     def result(self, sizes: Sequence[Size], found: Sequence[str]) -> list[Point]:
-        return [Point(box.label, *box.center, box.image) for box in self.found_boxes(sizes, found)]
+        boxes = DetectTask(self.recipe, self.what).result(sizes, found)
+        return [Point(box.label, *box.center, box.image) for box in boxes]
 
 
 def parse_boxes(text: str, form: BoxRecipe, size: Size, image: int = 0, label: str = "") -> list[Box]:

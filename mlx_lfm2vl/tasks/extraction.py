@@ -26,6 +26,7 @@ Schema = Mapping[str, Any]
 _WORDS = ("description", "title", "default", "examples", "$comment")  # that restrict nothing
 _WHOLE = {"type", "properties", "required", "additionalProperties", "$schema", "$id", "$defs", *_WORDS}
 _QUESTION = {"type", "enum", *_WORDS}  # of a field that is asked for, and above of the schema around it
+_NUMBERS = {"integer": "-?[0-9]{1,15}", "number": r"-?[0-9]{1,15}(\.[0-9]{1,15})?"}
 _ARTICLE = re.compile(r"(an?|the) +")
 
 
@@ -118,23 +119,14 @@ def _check_questions(schema: Schema) -> None:
     if unnamed := [name for name in schema["required"] if name not in properties]:
         refuse(("required",), f"this model answers a question a field, and {unnamed[0]!r} is none of the properties")
     for name, field in properties.items():
-        _check_question(name, field)
-
-
-def _check_question(name: str, field: Schema) -> None:
-    """Raises `ConstraintError` for a field that one question cannot fill."""
-    if "enum" in field:
-        good = isinstance(field["enum"], (list, tuple)) and all(isinstance(each, str) for each in field["enum"])
-    else:
         good = field.get("type") in ("string", "integer", "number", "boolean")
-    if not good:
-        refuse(
-            ("properties", name),
-            "this model answers a question a field; expected the type string, integer, number or boolean, or an enum "
-            "of strings",
-        )
-    if unheld := sorted(field.keys() - _QUESTION):
-        refuse(("properties", name, unheld[0]), "this model answers a question a field, and cannot be held to it")
+        if "enum" in field:
+            good = isinstance(field["enum"], (list, tuple)) and all(isinstance(each, str) for each in field["enum"])
+        if not good:
+            wanted = "the type string, integer, number or boolean, or an enum of strings"
+            refuse(("properties", name), f"this model answers a question a field; expected {wanted}")
+        if unheld := sorted(field.keys() - _QUESTION):
+            refuse(("properties", name, unheld[0]), "this model answers a question a field, and cannot be held to it")
 
 
 def _question_form(field: Schema) -> ResponseFormat | None:
@@ -142,12 +134,10 @@ def _question_form(field: Schema) -> ResponseFormat | None:
     if "enum" in field:
         texts = [form for value in field["enum"] for form in (value, f"A {value}.", f"An {value}.", f"{value}.")]
         return ResponseFormat.choice([text[0].upper() + text[1:] for text in texts if text] + texts)
-    pattern = {
-        "boolean": r"(Yes|No)(, [^.\n]{1,80})?\.?",
-        "integer": r"-?[0-9]{1,15}\.?",
-        "number": r"-?[0-9]{1,15}(\.[0-9]{1,15})?\.?",
-    }.get(field["type"])
-    return None if pattern is None else ResponseFormat.regex(pattern)
+    if field["type"] == "string":
+        return None
+    pattern = _NUMBERS.get(field["type"], r"(Yes|No)(, [^.\n]{1,80})?")
+    return ResponseFormat.regex(rf"{pattern}\.?")
 
 
 def _answer(name: str, field: Schema, text: str) -> Any:
@@ -163,7 +153,7 @@ def _answer(name: str, field: Schema, text: str) -> Any:
     elif field["type"] == "boolean":
         if word := re.match(r"(yes|no)\b", said, re.I):
             return word[0].lower() == "yes"
-    elif re.fullmatch(r"-?\d{1,15}" if field["type"] == "integer" else r"-?\d{1,15}(\.\d{1,15})?", said):
+    elif re.fullmatch(_NUMBERS[field["type"]], said):
         return int(said) if field["type"] == "integer" else float(said)
     expected = f"one of {', '.join(field['enum'])}" if "enum" in field else f"a value of type {field['type']}"
     raise AnswerError(f"answer to the field {name}: expected {expected}, found {text[:40]!r}")

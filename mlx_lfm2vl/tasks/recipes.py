@@ -9,7 +9,7 @@ new row.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..config import ModelConfig
@@ -94,36 +94,31 @@ _LABELS = (
     *("ref_text", "phonetic", "page_header", "page_footer", "page_number", "page_footnote"),
 )
 
+_BOXES = BoxRecipe(
+    prompt="Provide bounding boxes for {what}.",
+    keys=("image_id", "bbox_2d", "label"),
+    box="bbox_2d",
+    scale=1000,
+    step=1,
+    image="image_id",
+    system=(
+        'Answer with a JSON array of objects with the keys "image_id" (index of the image, from 0), "bbox_2d" '
+        '([xmin, ymin, xmax, ymax], integers from 0 to 1000) and "label". Answer [] if nothing matches.'
+    ),
+)
+
 RECIPES: tuple[Recipe, ...] = (
     Recipe(
         name="demo",
         shapes=((128, 6, 1380),),
-        boxes=BoxRecipe(
-            prompt="Provide bounding boxes for the {what}.",
-            keys=("image_id", "bbox_2d", "label"),
-            box="bbox_2d",
-            scale=1000,
-            step=10,
-            image="image_id",
-        ),
+        boxes=replace(_BOXES, prompt="Provide bounding boxes for the {what}.", step=10, system=None),
         read="Read the text.",
         extract="questions",
     ),
     Recipe(
         name="lfm2.5-vl-3b",
         shapes=((2048, 30, 128000),),
-        boxes=BoxRecipe(
-            system=(
-                'Answer with a JSON array of objects with the keys "image_id" (index of the image, from 0), "bbox_2d" '
-                '([xmin, ymin, xmax, ymax], integers from 0 to 1000) and "label". Answer [] if nothing matches.'
-            ),
-            prompt="Provide bounding boxes for {what}.",
-            keys=("image_id", "bbox_2d", "label"),
-            box="bbox_2d",
-            scale=1000,
-            step=1,
-            image="image_id",
-        ),
+        boxes=_BOXES,
         layout=LayoutRecipe(
             prompt=(
                 "Parse this document into its regions, in reading order. Write for each region a line\n"

@@ -23,6 +23,7 @@ from ..errors import AnswerError, AnswerWarning, OptionError, PromptError, count
 from ..generation.options import GenerationOptions
 from ..generation.request import GenerationRequest, checked_pictures
 from ..generation.response import Completion
+from ..processing.conversation import numbered
 from ..processing.fetch import DEFAULT_POLICY, SourcePolicy
 from ..processing.image_processor import Lfm2VlImageProcessor
 from ..processing.load_image import load_image, pages_of
@@ -178,10 +179,7 @@ def together(
     pictures: Sequence[Image.Image], text: str, system: str | None = None, form: ResponseFormat | None = None
 ) -> GenerationRequest:
     """One question about all pictures; several are called Media-1, Media-2 and so on, as the models learnt it."""
-    content: list[dict[str, Any]] = []
-    for number, picture in enumerate(pictures, 1):
-        content += [{"type": "text", "text": f"Media-{number}: "}] if len(pictures) > 1 else []
-        content.append({"type": "image", "image": picture})
+    content = numbered(pictures)[1 if len(pictures) == 1 else 0 :]
     content += [{"type": "text", "text": text}] if text else []
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     options = GenerationOptions(response_format=form)
