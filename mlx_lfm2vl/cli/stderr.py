@@ -18,38 +18,36 @@ from ..errors import one_line
 PROGRAM = "mlx-lfm2vl"
 UNITS = {"weights": "B", "download": "B"}  # others count samples
 DELAY, PERIOD = 0.3, 0.1  # seconds before a spinner appears, and between its frames
+PATIENCE = 5.0  # seconds before a line of progress, where stderr is no terminal, and between two
 _CLEAR = b"\r\x1b[K"
 _LINE = threading.RLock()  # held by whoever writes to stderr
 _drawn: set[int] = set()  # descriptors of terminals whose line is a spinner's
 
 
-class Bars:
+class Bars(contextlib.ExitStack):
     """A bar for each stage that the library reports (`bars(stage, done, total)`), with the time left.
 
-    Nothing is drawn where stderr is no terminal. Closes the bars at the end of its `with` block.
+    Where stderr is no terminal, nothing is drawn; with `plain` a line says each tenth of a stage that takes long.
+    Closes the bars at the end of its `with` block.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, plain: bool = False) -> None:
+        super().__init__()
         self._bars: dict[str, Any] = {}
-
-    def __enter__(self) -> Bars:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        for bar in self._bars.values():
-            bar.close()
+        self._plain = plain and not sys.stderr.isatty()
+        self._told, self._said = ("", 0), time.monotonic()  # what the last line was about, and when it was
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         from tqdm import tqdm  # type: ignore[import-untyped]
 
+        tenth = (stage, 10 * done // max(total, 1))
+        if self._plain and tenth != self._told and time.monotonic() - self._said >= PATIENCE:
+            note(f"{stage}: {100 * done // max(total, 1)} %")
+            self._told, self._said = tenth, time.monotonic()
         if stage not in self._bars:
             unit = UNITS.get(stage, "")
-            self._bars[stage] = tqdm(
-                total=total, desc=stage, unit=unit or "it", unit_scale=bool(unit), disable=None, dynamic_ncols=True
-            )
+            how = {"unit": unit or "it", "unit_scale": bool(unit), "disable": None, "dynamic_ncols": True}
+            self._bars[stage] = self.enter_context(tqdm(total=total, desc=stage, **how))
         bar = self._bars[stage]
         bar.total = total  # that of a download grows as files begin
         bar.update(done - bar.n)
