@@ -116,12 +116,12 @@ def do(args: argparse.Namespace, make: Callable[..., Any]) -> Found:
 
 def print_found(head: Sequence[str], rows: Sequence[Sequence[Any]], several: bool) -> None:
     """A table of what was found, if anything was: numbers to the right, and with `several` pictures their names."""
-    lines = [head, *([f"{cell:.1f}" if isinstance(cell, float) else cell for cell in row] for row in rows)]
+    lines = [head, *([cell if isinstance(cell, str) else f"{cell:.1f}" for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines if rows else ():
         cells = [
-            cell.rjust(width) if isinstance(shown, float) else cell.ljust(width)
-            for cell, width, shown in zip(line, widths, rows[-1], strict=True)
+            cell.ljust(width) if isinstance(given, str) else cell.rjust(width)
+            for cell, width, given in zip(line, widths, rows[-1], strict=True)
         ]
         print(for_stdout("  ".join(cells[not several :]).rstrip()), flush=True)
 
