@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(parser, "--mlx-path", "--revision")
     parser.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        help="type of the dense weights (default: as the checkpoint has them)",
+        "--dtype", choices=DTYPES, help="type of the dense weights (default: as the checkpoint has them)"
     )
     add(parser, "--overwrite", "--hf")
     add_quantisation(parser)

@@ -45,15 +45,10 @@ SCORINGS = ("exact", "contains", "number", "anls", "vqa", "choice")  # of rows i
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", help="folder, hub repository or 'demo'; may be several")
-    parser.add_argument(
-        "--adapter",
-        action="append",
-        default=[],
-        metavar="FOLDER",
-        help="also evaluate the one MODEL with this adapter, beside itself; may be given again",
-    )
-    beside = "also evaluate the one MODEL with keys and values quantised, beside itself; may be given again"
-    add(parser, "--kv-bits", action="append", default=[], help=beside)
+    adapted = "also evaluate the one MODEL with this adapter, beside itself; may be given again"
+    add(parser, "--adapter", action="append", default=[], help=adapted)
+    quantised = "also evaluate the one MODEL with keys and values quantised, beside itself; may be given again"
+    add(parser, "--kv-bits", action="append", default=[], help=quantised)
     add(parser, "--revision")
     parser.add_argument("--task", required=True, metavar="FILE", help="JSONL file of rows, or a benchmark's file")
     parser.add_argument("--format", choices=FORMATS, help="the benchmark that FILE is of (default: rows)")

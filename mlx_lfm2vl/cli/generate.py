@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         for number, answer in enumerate(answers):
             if answer.error is not None:
                 raise answer.error
-            spinner.end()
+            spinner.close()
             if options.response_format is not None and answer.finish_reason == "length":
                 note("the answer was cut off by --max-tokens, so it may not hold to its form; raise it")
             if args.json:
@@ -142,7 +142,7 @@ def _printed(answer: Iterator[GenerationResponse], spinner: Spinner, quiet: bool
         for piece in answer:
             pieces.append(piece)
             if not quiet:
-                spinner.end()
+                spinner.close()
                 print(for_stdout(piece.text + piece.tool_text), end="", flush=True)
     finally:  # also when interrupted twice: what there is stays a whole line
         if pieces and not quiet:

@@ -64,16 +64,13 @@ class Rows:
         self._pictures: list[str] = []
         if any(name == STDIN or name.endswith(".jsonl") for name in inputs) and len(inputs) > 1:
             raise OptionError("a .jsonl file or - is the whole input; give one, or pictures")
-        if inputs[0] == STDIN:
-            self._file, self._stdin = Path(STDIN), _kept()
-            self._length = sum(1 for line in self._lines() if line.strip())
-        elif inputs[0].endswith(".jsonl"):
+        if inputs[0] == STDIN or inputs[0].endswith(".jsonl"):
             self._file = Path(os.path.expanduser(inputs[0]))
+            self._stdin = _kept() if inputs[0] == STDIN else None
             try:
-                if self._file.exists() and not self._file.is_file():
+                if self._stdin is None and self._file.exists() and not self._file.is_file():
                     raise OptionError(f"{inputs[0]}: is not a regular file; rows are read more than once")
-                with self._file.open("rb") as lines:
-                    self._length = sum(1 for line in lines if line.strip())
+                self._length = sum(1 for line in self._lines() if line.strip())
             except OSError as error:
                 raise OptionError(f"{inputs[0]}: cannot be read ({error.strerror or error})") from None
         else:
@@ -82,7 +79,7 @@ class Rows:
         self._folder = Path() if self._file is None else self._file.parent  # from which rows name files
         if not self._length:
             raise OptionError(f"{inputs[0]}: has no rows")
-        if args.fps is not None and not any(names_video(*each) for row in self._read() for each in row.fields.items()):
+        if args.fps is not None and not any(names_video(*each) for row in self for each in row.fields.items()):
             raise OptionError('--fps counts frames of videos, and INPUT has none; rows name animations as "video"')
 
     def __len__(self) -> int:
@@ -95,22 +92,18 @@ class Rows:
         return os.path.exists(path) and any(file.exists() and file.samefile(path) for file in files)
 
     def __iter__(self) -> Iterator[Row]:
-        for number, row in enumerate(self._read(), 1):
+        lines = (self._row(line, number) for number, line in enumerate(self._lines(), 1) if line.strip())
+        rows = lines if self._file is not None else map(self._of_picture, self._pictures)
+        for number, row in enumerate(rows, 1):
             row.number = number
             yield row
 
-    def _read(self) -> Iterator[Row]:
-        if self._file is None:
-            for picture in self._pictures:
-                moving = is_video(picture)
-                prompt = self._prompt or ("" if self._args.task else default_prompt(moving, not moving))
-                fields = {"id": picture, "video" if moving else "image": picture}
-                fields |= {"prompt": prompt} if prompt else {}
-                yield Row(fields, self._question(fields))
-            return
-        for number, line in enumerate(self._lines(), 1):
-            if line.strip():
-                yield self._row(line, number)
+    def _of_picture(self, picture: str) -> Row:
+        moving = is_video(picture)
+        prompt = self._prompt or ("" if self._args.task else default_prompt(moving, not moving))
+        fields = {"id": picture, "video" if moving else "image": picture}
+        fields |= {"prompt": prompt} if prompt else {}
+        return Row(fields, self._question(fields))
 
     def _lines(self) -> Iterator[bytes]:
         if self._stdin is None:

@@ -55,23 +55,23 @@ class Bars(contextlib.ExitStack):
             bar.close()
 
 
-class Spinner:
-    """A turning line that says what is done while a person waits, and for how many seconds; gone at `end`, or at the
+class Spinner(contextlib.ExitStack):
+    """A turning line that says what is done while a person waits, and for how many seconds; gone at `close`, or at the
     end of its `with` block. Nothing is drawn where stderr is no terminal, and of what takes less than `DELAY`."""
 
     def __init__(self, what: str):
+        super().__init__()
         self._what, self._ended = what, threading.Event()
-        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Spinner:
         if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             self._terminal = os.dup(sys.stderr.fileno())  # that of stderr may lead elsewhere while a picture is read
-            self._thread = threading.Thread(target=self._turn, name="mlx-lfm2vl spinner", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._turn, name="mlx-lfm2vl spinner", daemon=True)
+            thread.start()
+            self.callback(os.close, self._terminal)
+            self.callback(thread.join)
+            self.callback(self._ended.set)  # in the end the last is done first
         return self
-
-    def __exit__(self, *error: object) -> None:
-        self.end()
 
     def show(self, what: str) -> None:
         """Says this from here on; an empty text hides the line."""
@@ -80,14 +80,6 @@ class Spinner:
     def count(self, done: int, total: int) -> None:
         """Says how many tokens of a prompt are done; the last one's answer comes next."""
         self.show(f"reading the prompt, {done} of {total} tokens" if done < total else "answering")
-
-    def end(self) -> None:
-        """Takes the line away; a second call does nothing."""
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-            os.close(self._terminal)
 
     def _turn(self) -> None:
         begun, wait = time.monotonic(), DELAY

@@ -83,7 +83,7 @@ class Terminal(contextlib.ExitStack):
         with answering() as (interrupt, spinner):
             try:
                 for last in answer(stop=interrupt, progress=spinner.count):
-                    spinner.end()
+                    spinner.close()
                     begun = True
                     print(for_stdout(last.text + last.tool_text), end="", flush=True)
             finally:
