@@ -197,7 +197,7 @@ def test_a_draft_model_that_does_not_fit_is_told_first(cli, monkeypatch):  # noq
 
 @pytest.mark.backends("numpy")
 def test_a_second_question_and_one_after_idling_are_timed(cli, report, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("mlx_lfm2vl.benchmark.again.IDLE", 0.2)
+    monkeypatch.setattr("mlx_lfm2vl.benchmark.extras.IDLE", 0.2)
     code, out, err = cli("bench", "demo", "--sizes", "--batch-sizes", "--again", "--json", *QUICK)
     assert (code, err) == (0, "")
     made = json.loads(out)
@@ -289,7 +289,7 @@ def test_a_model_that_is_not_there_is_one_line(cli):  # noqa: F811
 @pytest.mark.parametrize("values", [{"repeats": 0}, {"tokens": 1}, {"batch_sizes": (0,)}])
 def test_a_plan_out_of_range_is_refused(values):
     with pytest.raises(OptionError, match=next(iter(values))):
-        Plan(**values)
+        Plan(**{"sizes": (None,), "batch_sizes": (), "tokens": 4, "repeats": 1, **values})
 
 
 def test_the_plot_s_legend_and_labels_cover_no_bar(report, tmp_path, monkeypatch):

@@ -247,7 +247,9 @@ def test_an_error_stays_in_its_row(cli, tmp_path):  # noqa: F811
         b"\xff\n".decode("latin-1").strip(),
     )
     code, _, err = cli("batch", file, "--output", tmp_path / "out.jsonl", "--batch-size", 3, *FAST)
-    assert code == 1 and err == f"mlx-lfm2vl: {tmp_path / 'out.jsonl'}: 13 rows, 11 with an error\n"
+    first = "line 1: is not JSON (Expecting property name enclosed in double quotes, column 2)"
+    last = f"13 rows, 11 with an error; the first is row 1: {first}"
+    assert code == 1 and err == f"mlx-lfm2vl: {tmp_path / 'out.jsonl'}: {last}\n"
     rows = read(tmp_path / "out.jsonl")
     expected = alone("Why?", [good["image"]])
     assert result(rows[1]) == result(rows[11]) == expected
@@ -425,13 +427,14 @@ def test_a_second_run_tells_of_rows_that_failed(cli, tmp_path):  # noqa: F811
     rows = write(tmp_path / "rows.jsonl", {"prompt": "Hi"}, '{"prompt": "Hi", "n": 1e400}', {"image": "absent.png"})
     output = tmp_path / "out.jsonl"
     words = ("batch", rows, "--output", output, *FAST)
-    assert cli(*words) == (1, "", f"mlx-lfm2vl: {output}: 3 rows, 2 with an error\n")
+    first = "the first is row 2: line 2: is not JSON (1e400 is too large a number)"
+    assert cli(*words) == (1, "", f"mlx-lfm2vl: {output}: 3 rows, 2 with an error; {first}\n")
     assert "1e400 is too large a number" in read(output)[1]["error"] and "Infinity" not in output.read_text()
     told = f"{output}: 2 of these rows have an error, the first in line 2; --retry-failed does them again"
     code, _, err = cli(*words)
     assert code == 1 and told in err and "all 3 rows are there already" in err
     output.write_text(output.read_text().splitlines(keepends=True)[0])
-    assert cli(*words)[2].splitlines()[-1] == f"mlx-lfm2vl: {output}: 3 rows, 2 with an error"
+    assert cli(*words)[2].splitlines()[-1] == f"mlx-lfm2vl: {output}: 3 rows, 2 with an error; {first}"
 
 
 def failing(folder: Path, count: int) -> tuple[Path, Path, list[str]]:
@@ -451,7 +454,7 @@ def test_failed_rows_are_done_again_in_their_places(cli, refused, tmp_path):  # 
     for name in ("out.jsonl.new", "out.jsonl.retry.new"):
         (tmp_path / name).write_text("the user's own")
     code, _, err = cli(*words, "--retry-failed")
-    assert code == 1 and "8 rows, 2 with an error" in err and "--retry-failed" not in err
+    assert code == 1 and "8 rows, 2 with an error; the first is row 5" in err and "--retry-failed" not in err
     after = read(output)
     assert [row for row in after if row["id"] != 2] == [row for row in before if row["id"] != 2]
     assert after[1]["text"] == alone("Why 1?", [PICTURES / "small.png"])[0] and "error" in before[1]
@@ -544,7 +547,8 @@ def test_a_file_that_is_not_there_is_a_row_with_an_error(cli, tmp_path, monkeypa
     names = draw(tmp_path, 2)
     words = ("batch", names[0], "gone.png", names[1], "--output", "out.jsonl", *FAST)
     code, _, err = cli(*words)
-    assert code == 1 and err.endswith("out.jsonl: 3 rows, 1 with an error\n")
+    assert code == 1
+    assert err.endswith("out.jsonl: 3 rows, 1 with an error; the first is row 2: gone.png: no such picture\n")
     made = read(tmp_path / "out.jsonl")
     assert [row["id"] for row in made] == [names[0], "gone.png", names[1]] and "text" in made[0] and "text" in made[2]
     assert made[1]["error"] == "gone.png: no such picture"

@@ -17,8 +17,7 @@ from PIL import Image
 from test_cli import LARGE, MODEL, MODULE, PICTURE, ROOT, cli, generate, refused  # noqa: F401
 
 from mlx_lfm2vl import GenerationOptions, load, stream_generate
-from mlx_lfm2vl.cli.inputs import dropped, expand
-from mlx_lfm2vl.cli.picture_folder import pictures_in
+from mlx_lfm2vl.cli.inputs import dropped, expand, pictures_in
 from mlx_lfm2vl.errors import ImageError, OptionError
 
 SMALL = GOLDEN / "pictures" / "small.png"

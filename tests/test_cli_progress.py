@@ -14,6 +14,7 @@ from test_cli import ROOT
 from typist import COLUMNS, Typist
 
 from mlx_lfm2vl import demo, generate, load
+from mlx_lfm2vl.cli import stderr
 
 SCENE = ROOT / "examples" / "scene.png"
 NAME = "owner/demo"
@@ -174,3 +175,12 @@ def test_without_a_terminal_only_our_own_lines_are_written(tmp_path, slow_hub):
     (tmp_path / "home" / "hub" / "models--maker--gone").mkdir(exist_ok=True)
     listed = run("models")
     assert listed.returncode == 0 and len(listed.stderr.splitlines()) == 1, listed.stderr
+
+
+def test_a_long_stage_says_its_tenths_where_nobody_watches(monkeypatch, capsys):
+    with stderr.Bars(plain=True) as bars:
+        bars("weights", 50, 100)  # at once
+        monkeypatch.setattr(stderr, "PATIENCE", 0)
+        for done in (51, 55, 60):
+            bars("weights", done, 100)
+    assert capsys.readouterr().err == "mlx-lfm2vl: weights: 51 %\nmlx-lfm2vl: weights: 60 %\n"

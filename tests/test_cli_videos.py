@@ -56,7 +56,7 @@ def test_a_dropped_video_waits_beside_pictures(person, clip, capsys):
     person.take(f"/image {GOLDEN / 'pictures' / 'small.png'}")
     person.take("What?")
     assert capsys.readouterr().out.strip() == answered("What?", load_video(clip, fps=4), images=picture("small"))
-    assert [name for name in person._names[0]] == ["small.png", "a clip.mp4"]
+    assert [name for _, name, _ in person._sent()] == ["small.png", "a clip.mp4"]
     person.take("/undo")
     assert [name for name, _ in person.waiting] == ["small.png", "a clip.mp4"]
 

@@ -372,7 +372,7 @@ SHOWN = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text":
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ("nonsense", "line 2: is not JSON"),
+        ("nonsense", "line 2: is not JSON (Expecting value, column 1)"),
         ("[]", "line 2: is not an object"),
         ({"prompt": "Hi"}, 'line 2: has no "answer" to learn'),
         ({"prompt": "Hi", "answer": " "}, 'line 2: has no "answer" to learn'),
@@ -519,6 +519,12 @@ def test_an_adapter_of_somebody_else_is_not_replaced(data, tmp_path):
     with pytest.raises(HubError):
         finetune(tmp_path / "nothing", data, other, options=SMALL, overwrite=True)
     assert {file.name: file.read_bytes() for file in other.iterdir()} == before
+
+
+def test_a_file_where_the_folder_should_be_is_named(data, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(OutputError, match="out: is a file, where a folder is wanted; name another one"):
+        finetune(GOLDEN / "gen25", data, tmp_path / "out", options=SMALL, **FEW)
 
 
 def test_other_settings_of_pictures_do_not_go_on(data, tmp_path):

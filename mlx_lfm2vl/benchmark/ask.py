@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,7 +19,7 @@ from ..generation.decode import GenerationBatch
 from ..generation.options import GenerationOptions, positions_left
 from ..generation.request import GenerationRequest, encode
 from ..generation.sampler import UniformSampler
-from ..generation.watch import Stop, check, whole
+from ..generation.watch import Progress, Stop, check, whole
 from ..models.cache import Cache, KeyValueCache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.load_image import load_image
@@ -26,6 +27,7 @@ from ..processing.processor import Lfm2VlProcessor
 from ..weights.names import parameters
 from .report import PARTS, Batch
 
+T = TypeVar("T")
 PROMPT = "What is in this image?"
 TEXT_PROMPT = "Tell me in a few sentences how a lighthouse works."
 GREEDY = GenerationOptions(temperature=0.0, top_p=1.0, min_p=0.0, top_k=0, repetition_penalty=1.0)
@@ -149,3 +151,39 @@ def bytes_per_token(model: Lfm2VlForConditionalGeneration, cache: Cache, length:
 
 def nbytes(module: nn.Module) -> int:
     return sum(array.nbytes for array in parameters(module).values())
+
+
+@dataclass
+class Counter:
+    """Repeats work, tells of it, and asks whether to go on. `steps`: runs in all."""
+
+    repeats: int
+    steps: int
+    progress: Progress | None = None
+    stop: Stop | None = None
+    done: int = 0
+
+    def tick(self) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.steps)
+
+    def stopped(self) -> bool:
+        return self.stop is not None and self.stop()
+
+    def some(self, work: Callable[[], T]) -> list[T]:
+        """At least one result, and all unless it was stopped."""
+        found: list[T] = []
+        while len(found) < self.repeats and not (found and self.stopped()):
+            found.append(work())
+            self.tick()
+        return found
+
+    def all(self, work: Callable[[], T]) -> list[T]:
+        """All results after the first, which warms up. Raises `Cancelled`."""
+        found: list[T] = []
+        for _ in range(self.repeats + 1):
+            check(self.stopped)
+            found.append(work())
+            self.tick()
+        return found[1:]

@@ -11,33 +11,30 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any
 
 import mlx.core as mx
 
 from ..backends.memory import wired_limit
 from ..errors import OptionError
 from ..generation.options import generation_config
-from ..generation.watch import Cancelled, Progress, Stop, check
+from ..generation.watch import Cancelled, Progress, Stop
 from ..hub import resolve
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..pretrained import load
 from ..weights.atomic_folder import scratch
 from ..weights.names import parameters
-from . import again, constraints, drafts
-from .ask import Run, ask, ask_together, draw
+from .ask import Counter, Run, ask, ask_together, draw
+from .extras import Subject, draft_for
 from .machine import describe, import_seconds, memory_bandwidth
-from .report import PARTS, Again, Answer, Batch, Constraints, Drafts, Report
+from .report import PARTS, Answer, Batch, Report
 
 TEXT = "text"  # in place of a size: a question without a picture
 Size = tuple[int, int] | None  # (width, height), or None: no picture
-SIZES: tuple[Size, ...] = ((256, 256), (512, 512), (1500, 1000), None)
-BATCH_SIZES = (1, 4, 8)
 BATCH_PICTURE = (256, 256)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,10 +43,10 @@ class Plan:
     (`constraints`), what drafts of n-grams save (`drafts`) and those of a `draft_model`, waits of second questions
     (`again`), `tokens` an answer, each `repeats` times after one run to warm up. Raises `OptionError`."""
 
-    sizes: tuple[Size, ...] = SIZES
-    batch_sizes: tuple[int, ...] = BATCH_SIZES
-    tokens: int = 64
-    repeats: int = 3
+    sizes: tuple[Size, ...]
+    batch_sizes: tuple[int, ...]
+    tokens: int
+    repeats: int
     constraints: bool = False
     drafts: bool = False
     draft_model: str | None = None
@@ -66,20 +63,20 @@ class Plan:
             raise OptionError("neither sizes nor batch sizes are given; there is nothing to measure")
 
     @property
-    def steps(self) -> int:
-        """Runs in all, as `progress` counts them: those of import and loading, too."""
-        return 1 + 2 * self.repeats + self.kinds * (self.repeats + 1)
-
-    @property
     def kinds(self) -> int:
         """How many kinds of runs there are."""
         drafting = self.drafts or self.draft_model is not None
         return len(self.sizes) + len(self.batch_sizes) + self.constraints + drafting + self.again
 
+    @property
+    def steps(self) -> int:
+        """Runs in all, as `progress` counts them: those of import and loading, too."""
+        return 1 + 2 * self.repeats + self.kinds * (self.repeats + 1)
+
 
 def benchmark(
     path_or_repo: str,
-    plan: Plan | None = None,
+    plan: Plan,
     *,
     adapter: str | None = None,
     revision: str | None = None,
@@ -91,8 +88,7 @@ def benchmark(
     `progress` is told of the runs done; `stop` ends the work within a token, and the report holds what was measured
     until then. Raises the library's typed errors.
     """
-    plan = plan or Plan()
-    counter = _Counter(plan, progress, stop)
+    counter = Counter(plan.repeats, plan.steps, progress, stop)
     folder = resolve(path_or_repo, revision=revision)
     bandwidth = memory_bandwidth()
     counter.tick()
@@ -107,43 +103,31 @@ def benchmark(
         counter.tick()
     assert model is not None and processor is not None
     if plan.draft_model is not None:  # one that does not fit is told before the work; its memory is not held meanwhile
-        drafts.load_for(model, plan.draft_model)
+        draft_for(model, plan.draft_model)
         mx.clear_cache()
     model.generation_config = replace(generation_config(model), eos_token_ids=())
     before = imports + statistics.median(loads)
     asked: list[tuple[Size, list[Run]]] = []
     batches: list[Batch] = []
-    forms: Constraints | None = None
-    drafting: tuple[Drafts, ...] = ()
-    waits: Again | None = None
+    more: dict[str, Any] = {"complete": False}
+    subject = Subject(model, processor, counter)
     with scratch() as folder, wired_limit(), contextlib.suppress(Cancelled):
         for size in plan.sizes:
             file = None if size is None else draw(size, 0, folder)
-            once = partial(ask, model, processor, file, plan.tokens, counter.stopped)
-            asked.append((size, counter.all(once)))
+            asked.append((size, counter.all(partial(ask, model, processor, file, plan.tokens, counter.stopped))))
         for count in plan.batch_sizes:
             files = [draw(BATCH_PICTURE, number, folder) for number in range(count)]
-            batches.append(
-                _medians(counter.all(partial(ask_together, model, processor, files, plan.tokens, counter.stopped)))
-            )
+            together = partial(ask_together, model, processor, files, plan.tokens, counter.stopped)
+            batches.append(_medians(counter.all(together)))
         if plan.constraints:
-            forms = constraints.measure(model, processor, plan.tokens, counter.all, counter.stopped)
+            more["constraints"] = subject.constraints(plan.tokens)
         if plan.drafts or plan.draft_model is not None:
-            file = draw(BATCH_PICTURE, 0, folder)
-            own = None if plan.draft_model is None else drafts.load_for(model, plan.draft_model)
-            drafting = drafts.measure(
-                model,
-                processor,
-                file,
-                plan.tokens,
-                counter.all,
-                counter.stopped,
-                ngrams=plan.drafts,
-                draft_model=own,
-            )
+            own = None if plan.draft_model is None else draft_for(model, plan.draft_model)
+            more["drafts"] = subject.drafts(draw(BATCH_PICTURE, 0, folder), plan.tokens, plan.drafts, own)
             del own
         if plan.again:
-            waits = again.measure(model, processor, draw(BATCH_PICTURE, 0, folder), counter.all, counter.stopped)
+            more["again"] = subject.again(draw(BATCH_PICTURE, 0, folder))
+        more["complete"] = True
     if not counter.stopped():
         bandwidth = max(bandwidth, memory_bandwidth())  # other work may have disturbed the first
     answers = [_answer(size, runs, before, bandwidth) for size, runs in asked]
@@ -157,45 +141,9 @@ def benchmark(
         load_seconds=statistics.median(loads),
         answers=tuple(answers),
         batches=tuple(batches),
-        constraints=forms,
-        drafts=drafting,
         draft_model=plan.draft_model,
-        again=waits,
-        complete=len(answers) + len(batches) + (forms is not None) + bool(drafting) + (waits is not None) == plan.kinds,
+        **more,
     )
-
-
-class _Counter:
-    """Repeats work, tells of it, and asks whether to go on."""
-
-    def __init__(self, plan: Plan, progress: Progress | None, stop: Stop | None):
-        self._plan, self._progress, self._stop = plan, progress, stop
-        self._done = 0
-
-    def tick(self) -> None:
-        self._done += 1
-        if self._progress is not None:
-            self._progress(self._done, self._plan.steps)
-
-    def stopped(self) -> bool:
-        return self._stop is not None and self._stop()
-
-    def some(self, work: Callable[[], T]) -> list[T]:
-        """At least one result, and all unless it was stopped."""
-        found: list[T] = []
-        while len(found) < self._plan.repeats and not (found and self.stopped()):
-            found.append(work())
-            self.tick()
-        return found
-
-    def all(self, work: Callable[[], T]) -> list[T]:
-        """All results after the first, which warms up. Raises `Cancelled`."""
-        found: list[T] = []
-        for _ in range(self._plan.repeats + 1):
-            check(self.stopped)
-            found.append(work())
-            self.tick()
-        return found[1:]
 
 
 def _weights(model: Lfm2VlForConditionalGeneration) -> dict[str, int]:
@@ -207,14 +155,8 @@ def _weights(model: Lfm2VlForConditionalGeneration) -> dict[str, int]:
 
 
 def _answer(size: Size, runs: Sequence[Run], before: float, bandwidth: float) -> Answer:
-    def median(value: Callable[[Run], float]) -> float:
-        return statistics.median(value(run) for run in runs)
-
-    first, speed, read = (
-        median(lambda run: run.first_token),
-        median(lambda run: run.tokens_per_second),
-        runs[0].bytes_per_token,
-    )
+    first = statistics.median(run.first_token for run in runs)
+    speed = statistics.median(run.tokens_per_second for run in runs)
     return Answer(
         picture=TEXT if size is None else f"{size[0]}x{size[1]}",
         prompt_tokens=runs[0].prompt_tokens,
@@ -224,8 +166,8 @@ def _answer(size: Size, runs: Sequence[Run], before: float, bandwidth: float) ->
         first_token=first,
         from_start=before + first,
         tokens_per_second=speed,
-        bytes_per_token=read,
-        bandwidth_share=read * speed / bandwidth,
+        bytes_per_token=runs[0].bytes_per_token,
+        bandwidth_share=runs[0].bytes_per_token * speed / bandwidth,
         peak_memory=max(run.peak_memory for run in runs),
     )
 

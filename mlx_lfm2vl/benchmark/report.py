@@ -1,13 +1,15 @@
-"""The result of a benchmark: numbers with their units, as JSON and as a table to paste."""
+"""The result of a benchmark: numbers with their units, as JSON and as a table to paste; and beside an earlier one."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from ..errors import counted
+from ..config.files import parse_json
+from ..errors import OptionError, counted, first_line
 from .machine import Machine
 
 COLUMNS = 80  # of a terminal
@@ -18,6 +20,14 @@ FORMS = ("form", "ms a step", "with a mask", "ratio", "tokens", "model steps", "
 DRAFTS = ("answer", "tokens/s", "with drafts", "ratio", "tokens", "model steps", "right")
 AGAIN = ("first token of", "a question", "a second one", "after idling", "idle for")
 TOGETHER = ("pictures at once", "pictures/s", "tokens/s", "peak memory")
+COMPARISON = ("measured", "before", "now", "ratio")
+COMPARED = {  # fields of each part of a report, and what a part is called by
+    "answers": ("picture", ("first_token", "tokens_per_second", "peak_memory")),
+    "batches": ("size", ("pictures_per_second", "peak_memory")),
+    "drafts": ("answer", ("plain", "drafting", "model_steps")),
+    "constraints": ("", ("step", "masked_step", "model_steps")),
+    "again": ("", ("first", "second", "idle")),
+}
 
 
 @dataclass(frozen=True)
@@ -67,16 +77,6 @@ class Constraints:
     masked_step: float
     tokens: int
     model_steps: int
-
-    @property
-    def mask_ratio(self) -> float:
-        """A step with a mask over one without."""
-        return self.masked_step / self.step
-
-    @property
-    def fewer_steps(self) -> float:
-        """How many times fewer runs of the model the answer takes."""
-        return self.tokens / self.model_steps
 
 
 @dataclass(frozen=True)
@@ -134,17 +134,16 @@ class Report:
     def table(self) -> str:
         """Markdown that can be read as it is, in 80 columns."""
         lines = [line for text in self._heading() for line in wrapped(text)]
-        if self.answers:
-            lines += ["", *aligned([TIMES, *map(_times, self.answers)])]
-            lines += ["", *aligned([SPEEDS, *map(_speeds, self.answers)])]
-        if self.batches:
-            lines += ["", *aligned([TOGETHER, *map(_together, self.batches)])]
-        if self.constraints is not None:
-            lines += ["", *aligned([FORMS, _forms(self.constraints)])]
-        if self.drafts:
-            lines += ["", *aligned([DRAFTS, *map(_drafts, self.drafts)])]
-        if self.again is not None:
-            lines += ["", *aligned([AGAIN, _again(self.again)])]
+        for headings, rows in (
+            (TIMES, map(_times, self.answers)),
+            (SPEEDS, map(_speeds, self.answers)),
+            (TOGETHER, map(_together, self.batches)),
+            (FORMS, map(_forms, filter(None, [self.constraints]))),
+            (DRAFTS, map(_drafts, self.drafts)),
+            (AGAIN, map(_again, filter(None, [self.again]))),
+        ):
+            if shown := list(rows):
+                lines += ["", *aligned([headings, *shown])]
         return "\n".join(lines)
 
     def _heading(self) -> list[str]:
@@ -177,6 +176,12 @@ def _speeds(answer: Answer) -> tuple[str, ...]:
     return (answer.picture, *waits, f"{answer.bytes_per_token / 1e6:.1f}", share)
 
 
+def _forms(forms: Constraints) -> tuple[str, ...]:
+    times = (f"{1000 * forms.step:.2f}", f"{1000 * forms.masked_step:.2f}", f"{forms.masked_step / forms.step:.3f}")
+    fewer = f"{forms.tokens / forms.model_steps:.1f}"
+    return ("JSON schema", *times, str(forms.tokens), str(forms.model_steps), fewer)
+
+
 def _drafts(drafts: Drafts) -> tuple[str, ...]:
     speeds = (f"{drafts.plain:.1f}", f"{drafts.drafting:.1f}", f"{drafts.drafting / drafts.plain:.2f}")
     right = f"{100 * drafts.accepted_tokens / max(1, drafts.drafted_tokens):.0f} %"
@@ -205,6 +210,62 @@ def wrapped(text: str, indent: str = "") -> list[str]:
     return textwrap.wrap(text, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
-def _forms(forms: Constraints) -> tuple[str, ...]:
-    times = (f"{1000 * forms.step:.2f}", f"{1000 * forms.masked_step:.2f}", f"{forms.mask_ratio:.3f}")
-    return ("JSON schema", *times, str(forms.tokens), str(forms.model_steps), f"{forms.fewer_steps:.1f}")
+def read(file: Path) -> dict[str, Any]:
+    """The measurements that `bench --json` wrote. Raises `OptionError` for another file."""
+    way = f"mlx-lfm2vl bench --json > {file.name} writes one"
+    try:
+        data = parse_json(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"{file}: cannot be read ({error.strerror or error}); {way}") from None
+    except ValueError as error:
+        raise OptionError(f"{file}: is no JSON ({first_line(error)}); {way}") from None
+    if (
+        not isinstance(data, dict)
+        or not {"model", "machine", "answers", "batches"} <= data.keys()
+        or not dict(_measured(data))
+    ):
+        raise OptionError(f"{file}: holds no measurements; {way}")
+    return data
+
+
+def comparison(before: Mapping[str, Any], report: Report) -> list[str]:
+    """Lines of a table of what both hold, and of what differs between them beside."""
+    now = report.to_dict()
+    old, new = dict(_measured(before)), dict(_measured(now))
+    shared = [name for name in new if name in old]
+    rows = [(name, _shown(name, old[name]), _shown(name, new[name]), _ratio(old[name], new[name])) for name in shared]
+    lines = [f"before: {what}" for what in _others(before, now)]
+    return [*lines, *([""] if lines else []), *aligned([COMPARISON, *rows])] if rows else [*lines, "nothing is in both"]
+
+
+def _measured(data: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Numbers of a report by their names."""
+    for part, (by, fields) in COMPARED.items():
+        found = data.get(part) or ()
+        for each in found if isinstance(found, (list, tuple)) else [found]:
+            for field in fields:
+                value = each.get(field) if isinstance(each, Mapping) else None
+                if isinstance(value, (int, float)) and not isinstance(value, bool):
+                    yield " ".join(filter(None, (part, str(each.get(by, "")), field.replace("_", " ")))), float(value)
+
+
+def _others(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Circumstances of the first result that are not those of the second."""
+    if before["model"] != now["model"]:
+        yield f"model {before['model']}"
+    if before.get("draft_model") != now.get("draft_model"):
+        yield f"draft model {before.get('draft_model')}"
+    machine = before["machine"] if isinstance(before["machine"], Mapping) else {}
+    for name in ("name", "cores", "backend", "device_type", "versions"):
+        if machine.get(name) != now["machine"][name]:
+            yield f"{name.replace('_', ' ')} {machine.get(name)}"
+
+
+def _shown(name: str, value: float) -> str:
+    if name.endswith("memory"):
+        return f"{value / 1e9:.3f} GB"
+    return f"{value:.0f}" if value.is_integer() else f"{value:.4g}"
+
+
+def _ratio(before: float, now: float) -> str:
+    return f"{now / before:.2f}" if before else "-"

@@ -49,6 +49,7 @@ from . import (
     upload,
     verify,
 )
+from .inputs import reads_stdin
 from .interrupt import defer_sigint
 from .options import Parser, as_typed
 from .shared_model import run_shared
@@ -65,7 +66,6 @@ COMMANDS = {
 _NOTED = (ImageWarning, AnswerWarning, KeptFileWarning)
 ANSWERING = ("generate", "chat", "verify", "explain", "detect", "point", "read", "extract", "describe")  # on stdout
 SHARED = ("generate", "chat", "serve", "detect", "point", "read", "extract", "describe")  # by ranks
-FROM_STDIN = ("image", "prompt", "prompt_file", "input")  # options whose value - is stdin
 LISTING = ("models", "completion")  # commands that compute nothing
 MEASURING = ("bench", "evaluate", "convert", "verify", "doctor")  # whose numbers are to be those of float32
 
@@ -85,9 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a stream put in place by a caller may not be reconfigurable
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # terminals that lack a character
-    if "stdin" in closed and (
-        args.command == "chat" or "-" in [name for option in FROM_STDIN for name in _named(args, option)]
-    ):
+    if "stdin" in closed and (args.command == "chat" or reads_stdin(args)):
         print_error("stdin is closed, so nothing can be read from it")
         return 2
     if "stdout" in closed and args.command in ANSWERING:
@@ -164,12 +162,6 @@ def _open_closed_streams() -> list[str]:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
         setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
     return closed
-
-
-def _named(args: argparse.Namespace, option: str) -> list[str]:
-    """The texts given to an option, none if the command lacks it."""
-    value = getattr(args, option, None)
-    return value if isinstance(value, list) else [value] if isinstance(value, str) else []
 
 
 @contextlib.contextmanager

@@ -7,7 +7,9 @@ the prompt, so that rows of different runs are not mixed), and "text", "finish_r
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -16,8 +18,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import Completion, OptionError, OutputError
 from ..config.files import lock
@@ -25,6 +26,7 @@ from ..errors import counted
 from .rows import RESULT, Row
 from .stderr import note
 
+AHEAD, KEPT = ".ahead", ".rank"  # behind an output's name: lines that come before their turn, or in a rank without 0
 REMEDY = "choose another --output, or --overwrite"
 OTHER_SETTINGS = "was made with another model, prompt or other options"
 SMALL_FILE = 16 * 2**20  # bytes up to which a model's files count by what they hold
@@ -32,6 +34,39 @@ SMALL_FILE = 16 * 2**20  # bytes up to which a model's files count by what they 
 
 class OtherRowsError(OptionError):
     """An output is of this program, but of other rows or settings."""
+
+
+def unwritable(path: str, error: OSError) -> OutputError:
+    """The error of a file that cannot be written."""
+    return OutputError(f"{path}: cannot be written ({error.strerror or error})")
+
+
+@contextlib.contextmanager
+def replaced(path: str, like: str) -> Iterator[str]:
+    """The name of a file to write, which then takes the place of another one, with the mode of a third. Whatever
+    happens, that is as before or as after. Raises `OutputError`."""
+    place, new = os.path.realpath(path), ""
+    try:
+        number, new = tempfile.mkstemp(prefix=f"{os.path.basename(place)}.", dir=os.path.dirname(place))
+        try:
+            yield new
+            os.fsync(number)
+        finally:
+            os.close(number)
+        shutil.copymode(like, new)
+        os.replace(new, place)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise unwritable(path, error) from None
+
+
+class Line(NamedTuple):
+    """A line of an output: its number, where it begins, and whether it holds an error."""
+
+    number: int
+    start: int
+    failed: bool
 
 
 class Output:
@@ -42,9 +77,7 @@ class Output:
 
     def __init__(self, path: str, overwrite: bool, settings: str):
         self.path, self.settings, self._overwrite = path, settings, overwrite
-        self.lines: dict[int, int] = {}  # of the rows that are there: a row's number, and its line's
-        self.starts: dict[int, int] = {}  # where these lines begin, by the row's number
-        self.failed: list[int] = []  # numbers of the rows that have an error
+        self.lines: dict[int, Line] = {}  # of the rows that are there, by their numbers
         self._length = self._end = 0  # number of whole lines, and the last one's end
         if path == "-":
             raise OutputError("-: answers are not written to stdout; name a file, which a second run goes on with")
@@ -54,7 +87,7 @@ class Output:
         try:
             self._file = open(path, "a+b")  # noqa: SIM115  # closed by __exit__
         except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
+            raise unwritable(path, error) from None
         try:
             lock(self._file.fileno())
         except BlockingIOError:
@@ -64,22 +97,21 @@ class Output:
     def __enter__(self) -> Output:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        failure: OSError | None = None
+    def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
         try:
             self._file.close()
-        except OSError as caught:  # of what `write` could not write either
-            failure = caught
-        with contextlib.suppress(FileNotFoundError):  # after `remove` or `take_over`
-            if not os.path.getsize(self.path):
-                os.unlink(self.path)  # nothing was written, so nothing is left
-        if failure is not None and error is None:
-            raise OutputError(f"{self.path}: cannot be written ({failure.strerror or failure})")
+        except OSError as error:  # of what `write` could not write either
+            if kind is None:
+                raise unwritable(self.path, error) from None
+        finally:
+            with contextlib.suppress(FileNotFoundError):  # after `remove`
+                if not os.path.getsize(self.path):
+                    os.unlink(self.path)  # nothing was written, so nothing is left
 
     @property
-    def rows(self) -> int:
-        """How many of the rows are there."""
-        return len(self.lines)
+    def failed(self) -> list[int]:
+        """Numbers of the rows that have an error."""
+        return [number for number, line in self.lines.items() if line.failed]
 
     def match(self, rows: Callable[[], Iterable[Row]], others: bool = True) -> None:
         """Finds the rows that are there already: those of an "id" have its lines, in their order. `others` says whether
@@ -103,9 +135,9 @@ class Output:
         if torn:
             self._check_torn(torn, rows())
             note(f"{self.path}: the last line is not complete and is done again")
-        if self.rows:
-            every = "all " if self.rows == total > 1 else ""
-            note(f"{self.path}: {every}{counted(self.rows, 'row', be=True)} there already")
+        if self.lines:
+            every = "all " if len(self.lines) == total > 1 else ""
+            note(f"{self.path}: {every}{counted(len(self.lines), 'row', be=True)} there already")
         if left:
             kept = counted(len(left), "row", be=True)
             note(f"{self.path}: {kept} kept that the input does not have")
@@ -163,12 +195,7 @@ class Output:
             raise OtherRowsError(f"{where} is of another row than the input's ({', '.join(names)}); {REMEDY}")
         if made["settings"] != _row_settings(self.settings, row):
             raise OtherRowsError(f"{where} {OTHER_SETTINGS}; {REMEDY}")
-        self._count(row.number, number, start, "error" in made)
-
-    def _count(self, number: int, line: int, start: int, failed: bool) -> None:
-        self.lines[number], self.starts[number] = line, start
-        if failed:
-            self.failed.append(number)
+        self.lines[row.number] = Line(number, start, "error" in made)
 
     def _check_torn(self, line: bytes, rows: Iterable[Row]) -> None:
         """A last line without an end is cut off, so it must be the beginning of a missing row's answer, and not a text
@@ -190,15 +217,22 @@ class Output:
             self._file.write(line)
             self._file.flush()
         except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written ({error.strerror or error})") from None
+            raise unwritable(self.path, error) from None
         self._length += 1
-        self._count(number, self._length, self._end, failed)
+        self.lines[number] = Line(self._length, self._end, failed)
         self._end += len(line)
 
     def taken(self, number: int) -> tuple[bytes, bool]:
         """The line of a row that is there, and whether it holds an error."""
-        self._file.seek(self.starts[number])
-        return self._file.readline(), number in self.failed
+        line = self.lines[number]
+        self._file.seek(line.start)
+        return self._file.readline(), line.failed
+
+    def error(self, number: int) -> str:
+        """The error that the line of a row holds."""
+        with open(self.path, "rb") as lines:  # of which `take_over` may have made another file
+            error: str = json.loads(next(itertools.islice(lines, self.lines[number].number - 1, None)))["error"]
+        return error
 
     @classmethod
     def left(cls, path: str, overwrite: bool, settings: str, rows: Callable[[], Iterable[Row]]) -> Output:
@@ -208,7 +242,8 @@ class Output:
         try:
             output.match(rows, others=False)
         except OtherRowsError:  # a run was killed in `take_over`, or other rows have failed since
-            output.lines, output.starts, output.failed, output._length, output._end = {}, {}, [], 0, 0
+            output._file.close()
+            output = cls(path, True, settings)
         output.begin()
         return output
 
@@ -217,32 +252,79 @@ class Output:
         return self.left(self.path + suffix, self._overwrite, self.settings, rows)
 
     def take_over(self, others: Output) -> None:
-        """Puts another output's lines of rows in place of this one's. Whatever happens, the file is as before or as
-        after."""
-        path = os.path.realpath(self.path)
-        new = ""
-        try:
-            number, new = tempfile.mkstemp(prefix=f"{os.path.basename(path)}.", dir=os.path.dirname(path))
-            with open(number, "wb") as file, open(path, "rb") as lines, open(others.path, "rb") as made:
-                answers = made.readlines()
-                instead = {self.lines[row]: answers[line - 1] for row, line in others.lines.items()}
-                for number, line in enumerate(lines, 1):
-                    file.write(instead.get(number, line))
-                file.flush()
-                os.fsync(file.fileno())
-            shutil.copymode(path, new)
-            os.replace(new, path)
-            os.unlink(others.path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.unlink(new)
-            raise OutputError(f"{self.path}: cannot be written ({error.strerror or error})") from None
-        self.failed = [row for row in self.failed if row not in others.lines] + others.failed
+        """Puts another output's lines of rows in place of this one's."""
+        with (
+            replaced(self.path, self.path) as new,
+            open(new, "wb") as file,
+            open(self.path, "rb") as lines,
+            open(others.path, "rb") as made,
+        ):
+            answers = made.readlines()
+            instead = {self.lines[row].number: answers[line.number - 1] for row, line in others.lines.items()}
+            file.writelines(instead.get(number, line) for number, line in enumerate(lines, 1))
+        others.remove()
+        self.lines |= {row: self.lines[row]._replace(failed=line.failed) for row, line in others.lines.items()}
 
     def remove(self) -> None:
         """Takes the file away, whose lines are elsewhere."""
         self._file.close()
         os.unlink(self.path)
+
+
+class InOrder:
+    """Writes lines into an output. Those before whose turn others are missing wait in a file beside it, which a run
+    that is stopped leaves for the next one."""
+
+    def __init__(self, into: Output, numbers: Iterable[int], rows: Callable[[], Iterable[Row]]):
+        """`numbers` of all rows that belong in it, ascending; `rows` reads them."""
+        self._into, self._rows = into, rows
+        self._open = deque(number for number in numbers if number not in into.lines)
+        self._ahead: Output | None = None
+        self.left = len(self._open)  # rows that are not there
+
+    def __enter__(self) -> InOrder:
+        """Takes up what earlier runs have left."""
+        if os.path.exists(self._into.path + AHEAD):
+            self._ahead = self._into.beside(AHEAD, self._rows)
+            self.left = len(self.missing)
+        self._advance()
+        for path in sorted(glob.glob(glob.escape(self._into.path + KEPT) + "*")):
+            with self._into.beside(path.removeprefix(self._into.path), self._rows) as kept:
+                for number in list(kept.lines):
+                    self.put(number, *kept.taken(number))
+                kept.remove()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._ahead is not None:
+            if not self._open:
+                self._ahead.remove()
+            self._ahead.__exit__(*error)
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the rows that are not there."""
+        return [number for number in self._open if self._ahead is None or number not in self._ahead.lines]
+
+    def put(self, number: int, line: bytes, failed: bool) -> None:
+        """Takes a row's line; one that is there already counts."""
+        if number in self._into.lines or (self._ahead is not None and number in self._ahead.lines):
+            return
+        self.left -= 1
+        if self._open[0] == number:
+            self._write(line, failed)
+            self._advance()
+            return
+        if self._ahead is None:
+            self._ahead = self._into.beside(AHEAD, self._rows)
+        self._ahead.append(number, line, failed)
+
+    def _advance(self) -> None:
+        while self._ahead is not None and self._open and self._open[0] in self._ahead.lines:
+            self._write(*self._ahead.taken(self._open[0]))
+
+    def _write(self, line: bytes, failed: bool) -> None:
+        self._into.append(self._open.popleft(), line, failed)
 
 
 def line_of(settings: str, row: Row, answer: Completion | None) -> tuple[bytes, bool]:

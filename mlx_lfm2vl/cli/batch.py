@@ -7,10 +7,10 @@ import os
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from ..errors import counted
-from .chosen import picture_overrides, sampling_options
-from .default_model import default_model
+from ..errors import OptionError, PromptError, counted
+from .chosen import default_model, picture_overrides, sampling_options
 from .inputs import DEFAULT_PROMPT, read_prompt
+from .interrupt import Interrupt, RankInterrupt
 from .options import add, add_decoding, add_model, add_pictures, add_prompt, add_sampling
 from .stderr import Bars, note
 
@@ -82,25 +82,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _answer(args: argparse.Namespace) -> int:
-    from .. import GenerationOptions, OptionError, PromptError
+    from .. import GenerationOptions
+    from ..distributed.links import Came, connect
+    from .answering import TASKS
     from .answers import settings
     from .joining import joined_group, refuse_stdin
-    from .row_tasks import TASKS, check_task
+    from .ranks import Dealer, Ranks, answer_dealt
     from .rows import Rows
 
-    check_task(args, any(name == "-" or name.endswith(".jsonl") for name in args.input))
+    _check_task(args, any(name == "-" or name.endswith(".jsonl") for name in args.input))
     if args.max_tokens is None:
         args.max_tokens = 512 if args.task is None else TASKS[args.task].max_tokens
     options = GenerationOptions(**sampling_options(args))
     group = joined_group()
     if group is not None:
-        refuse_stdin(*args.input, args.prompt_file)
+        refuse_stdin(args)
     prompt = read_prompt(args, args.input, "INPUT")
     if prompt is not None and not prompt.strip():
         raise PromptError("--prompt is empty")
     if args.overwrite and args.retry_failed:
         raise OptionError("--overwrite does all rows again, --retry-failed some; give one of them")
-    rows = Rows(args.input, prompt, args.system, options, args.control_tokens, args.recursive, args.task, args.fps)
+    rows = Rows(args, prompt, options)
     if args.overwrite and rows.reads(args.output):
         raise OptionError(f"--output {args.output}: is the input itself")
     chosen: dict[str, Any] = {**sampling_options(args), **picture_overrides(args), "system": args.system}
@@ -110,18 +112,12 @@ def _answer(args: argparse.Namespace) -> int:
     chosen |= {"task": args.task, "recipe": args.recipe} if args.task else {}
     chosen |= {"adapter": settings(args.adapter, None, {})} if args.adapter else {}
     digest = settings(default_model()[0] if args.model is None else args.model, args.revision, chosen)
-    if group is None:
-        return _write(args, rows, digest)
-    from ..distributed.links import Came, connect
-    from .dealt_rows import Dealer, answer_dealt
-    from .ranks import Ranks
-
-    came, check = Came(), rows.digest(chosen)
-    links = connect(group, came)
+    came, check = Came(), "" if group is None else rows.digest(chosen)
+    links = {} if group is None else connect(group, came)
     try:
-        if group.rank():
+        if group is not None and group.rank():
             return answer_dealt(args, rows, Dealer(links[0], came, group.rank()), check)
-        ranks = Ranks(links, group.size(), came, check)
+        ranks = Ranks(links, 1 if group is None else group.size(), came, check)
         code = _write(args, rows, digest, ranks)
         ranks.tell({"bye": True})
         return code
@@ -130,23 +126,20 @@ def _answer(args: argparse.Namespace) -> int:
             link.close()
 
 
-def _write(args: argparse.Namespace, rows: Rows, digest: str, ranks: Ranks | None = None) -> int:
-    """Answers the rows that the output lacks, with the other ranks where there are any."""
-    from .answers import Output, line_of
-    from .in_order import InOrder
-    from .interrupt import Interrupt
-    from .rank_interrupt import RankInterrupt
-    from .row_answers import RowAnswers
+def _write(args: argparse.Namespace, rows: Rows, digest: str, ranks: Ranks) -> int:
+    """Answers the rows that the output lacks, with the other ranks."""
+    from .answering import RowAnswers
+    from .answers import InOrder, Output, line_of
 
-    interrupt = Interrupt() if ranks is None else RankInterrupt(lambda: bool(ranks.lost))
+    interrupt = Interrupt() if ranks.alone else RankInterrupt(lambda: bool(ranks.lost))
     with Output(args.output, args.overwrite, digest) as output, interrupt, Bars() as bars:
         output.match(lambda: rows)
-        done = output.rows
+        done = len(output.lines)
         again = frozenset(output.failed) if args.retry_failed else frozenset()
         if output.failed and not again:
             note(
                 f"{args.output}: {len(output.failed)} of these rows have an error, the first in line "
-                f"{min(output.lines[number] for number in output.failed)}; --retry-failed does them again"
+                f"{min(output.lines[number].number for number in output.failed)}; --retry-failed does them again"
             )
         if done == len(rows) and not again:
             return 1 if output.failed else 0
@@ -159,26 +152,24 @@ def _write(args: argparse.Namespace, rows: Rows, digest: str, ranks: Ranks | Non
             with InOrder(into, sorted(numbers), lambda: rows.only(numbers)) as order:
 
                 def stop() -> bool:
-                    if ranks is not None:
-                        ranks.take(order)
+                    ranks.take(order)
                     bars(f"{what}s", total - order.left, total)
                     return interrupt()
 
                 bars(f"{what}s", total - order.left, total)
-                own = order.missing
-                if ranks is not None:
-                    own = ranks.deal(order, into.path.removeprefix(args.output), digest, answers.costs, stop)
+                own = ranks.deal(order, into.path.removeprefix(args.output), digest, answers.costs, stop)
                 for row, answer in answers(own, stop):
                     order.put(row.number, *line_of(digest, row, answer))
-                    if answer is not None and answer.finish_reason == "length" and row.formed:
+                    formed = row.question is not None and row.question.options.response_format is not None
+                    if formed and answer is not None and answer.finish_reason == "length":
                         cut_off.append(row.number)
                     bars(f"{what}s", total - order.left, total)
-                if ranks is not None and not ranks.wait(order, stop):
+                if not ranks.wait(order, stop):
                     ranks.tell({"stop": True})
                 if order.left and interrupt.happened:
                     of = f"{total - order.left} of {counted(total, what)}"
                     note(f"stopped after {of}; the same command goes on from there")
-                elif ranks is not None:
+                else:
                     ranks.check_complete(into.path, order)
             return not order.left
 
@@ -194,6 +185,32 @@ def _write(args: argparse.Namespace, rows: Rows, digest: str, ranks: Ranks | Non
         if cut_off:
             many = f"{counted(len(cut_off), 'answer', be=True)} cut off by the longest answer"
             note(f"{many}, so may not hold to a form (row {min(cut_off)} first); raise --max-tokens")
-        failed = f", {len(output.failed)} with an error" if output.failed else ""
-        note(f"{args.output}: {counted(output.rows, 'row')}{failed}")
+        failed = ""
+        if output.failed:
+            first = min(output.failed)
+            failed = f", {len(output.failed)} with an error; the first is row {first}: {output.error(first)}"
+        note(f"{args.output}: {counted(len(output.lines), 'row')}{failed}")
     return 1 if output.failed else 0
+
+
+def _check_task(args: argparse.Namespace, has_rows: bool) -> None:
+    """Raises `OptionError` for options of a task that do not belong together. `has_rows`: the input is JSONL."""
+    from .rows import NAMED
+
+    if args.task is None:
+        if args.recipe is not None:
+            raise OptionError("--recipe is for --task")
+        return
+    prompted = args.prompt is not None or args.prompt_file is not None
+    formed = args.json_schema is not None
+    others = [args.regex, args.choice, args.grammar, args.json_object or None]
+    if args.system is not None:
+        raise OptionError("--task has its own system prompt; leave --system out")
+    if args.task in NAMED and not prompted and not has_rows:
+        raise OptionError(f"--task {args.task} needs --prompt, the name of what to find")
+    if args.task not in NAMED and prompted:
+        raise OptionError(f"--task {args.task} asks by itself; leave --prompt out")
+    if args.task == "extract" and not formed and not has_rows:
+        raise OptionError("--task extract needs --json-schema")
+    if any(each is not None for each in others) or (formed and args.task != "extract"):
+        raise OptionError(f"--task {args.task} holds its answers to its own form; leave the other out")

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+from ..errors import OptionError
 from .chosen import name_model
 from .options import add, whole
 from .stderr import Bars, note
@@ -90,15 +91,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from ..benchmark import against, plot
+    from ..benchmark import plot
     from ..benchmark.measure import Plan, benchmark
-    from ..errors import OptionError
+    from ..benchmark.report import comparison, read
     from .interrupt import Interrupt
 
     file = None if args.plot is None else Path(args.plot).expanduser()
     if file is not None:
         plot.check_file(file)
-    earlier = None if args.against is None else against.read(Path(args.against).expanduser())
+    earlier = None if args.against is None else read(Path(args.against).expanduser())
     if earlier is not None and args.json:
         raise OptionError("--against compares in the table; leave --json out")
     name_model(args, "model")
@@ -123,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         )
     print(json.dumps(report.to_dict()) if args.json else report.table())
     if earlier is not None:
-        print("", *against.comparison(earlier, report), sep="\n")
+        print("", *comparison(earlier, report), sep="\n")
     if file is not None:
         plot.plot(report, file)
     if interrupt.happened:

@@ -25,9 +25,7 @@ ends the program.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument(
-        "--image", nargs="+", action="extend", default=[], metavar="PICTURE", help="pictures of the first message"
-    )
+    add(parser, "--image", default=[], help="pictures of the first message")
     add_videos(parser, "videos of the first message")
     add(parser, "--system --system-prompt")
     parser.add_argument("--verbose", action="store_true", help="print counts, speeds and memory after each answer")

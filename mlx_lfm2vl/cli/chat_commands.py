@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OptionError, did_you_mean, one_line
+from ..errors import OptionError, counted, did_you_mean, one_line
 from .chat_help import COMMANDS, HELP
 from .chat_pictures import find_pictures
 from .chat_settings import changed, shown
 from .clipboard import copy
-from .inputs import dropped
+from .inputs import dropped, size
 from .stderr import note
 from .terminal import BLOCK, Terminal, unfinished
-from .videos import size
 
 if TYPE_CHECKING:
     from .. import Chat, GenerationResponse
@@ -30,7 +29,6 @@ class Conversation:
     def __init__(self, chat: Chat, terminal: Terminal, pictures: list[tuple[str, Any]]):
         self.chat, self.terminal = chat, terminal
         self.waiting = pictures  # those of the next message, with their names
-        self._names: dict[int, list[str]] = {}  # of the pictures of a turn, by its number
         self._retries = 0  # of the last turn
 
     def take(self, text: str) -> bool:
@@ -39,43 +37,25 @@ class Conversation:
         line = text.strip()
         if unfinished(line):
             raise OptionError(f"the message has no end; close it with {BLOCK}")
+        command, _, argument = line.partition(" ")
         if line.startswith(BLOCK):
             block = "".join(line.split(BLOCK, 2)[1:]).strip()
             self._message(block) if "\n" in block else self.say(block)
-            return True
-        if text.startswith(" "):
+        elif text.startswith(" "):
             self.say(line)
-            return True
-        if "\n" in line:
+        elif "\n" in line:
             self._message(line)
-            return True
-        command, _, argument = line.partition(" ")
-        if command in ("/exit", "/quit"):
+        elif command in ("/exit", "/quit"):
             return False
-        action = {
-            "/image": self.image,
-            "/video": self.video,
-            "/images": self.images,
-            "/retry": self.retry,
-            "/continue": self.continue_,
-            "/undo": self.undo,
-            "/reset": self.reset,
-            "/save": self.save,
-            "/load": self.load,
-            "/system": self.system,
-            "/set": self.set,
-            "/copy": self.copy,
-            "/help": self.help,
-        }.get(command)
-        if action is not None:
+        elif command in COMMANDS:
             if argument.strip() and command in ALONE:
                 raise OptionError(f"{command} stands alone; /help lists the commands and what they take")
-            action(argument.strip())
-            return True
-        if line.startswith("/") and "/" not in command[1:] and not os.path.exists(command):
+            getattr(self, f"do_{command[1:]}")(argument.strip())
+        elif line.startswith("/") and "/" not in command[1:] and not os.path.exists(command):
             way = "; /help lists them, and a space before it makes it a message"
             raise OptionError(f"{command} is no command{did_you_mean([command], COMMANDS) or way}")
-        self._message(line)
+        else:
+            self._message(line)
         return True
 
     def _message(self, text: str) -> None:
@@ -96,21 +76,20 @@ class Conversation:
         turn = self._turns()
         from .. import Video
 
-        named = sorted([*self.waiting, *found], key=lambda pair: isinstance(pair[1], Video))  # as in the message
-        videos = [each for _, each in named if isinstance(each, Video)]
-        pictures = [each for _, each in named[: len(named) - len(videos)]]
+        named = [each for _, each in (*self.waiting, *found)]
+        videos = [each for each in named if isinstance(each, Video)]
+        pictures = [each for each in named if not isinstance(each, Video)]
         self._show(lambda **more: self.chat.stream(text, pictures or None, videos=videos or None, **more))
         if self._turns() > turn:  # a turn that was stopped before its first word is none
-            self._names[turn] = [name for name, _ in named]
             self.waiting, self._retries = [], 0
 
-    def image(self, argument: str) -> None:
+    def do_image(self, argument: str) -> None:
         self.waiting += self.terminal.pictures(dropped(argument))
 
-    def video(self, argument: str) -> None:
+    def do_video(self, argument: str) -> None:
         self.waiting += self.terminal.pictures(dropped(argument, "video"), moving=True)
 
-    def images(self, argument: str) -> None:
+    def do_images(self, argument: str) -> None:
         """Lists the pictures and videos of the conversation and those that wait for the next message; `drop` and a
         number drops one of the latter, `drop` or `drop all` all of them."""
         word, _, number = argument.partition(" ")
@@ -132,7 +111,7 @@ class Conversation:
             if not self.waiting:
                 self.terminal.hint("no picture waits for your next message")
 
-    def retry(self, argument: str) -> None:
+    def do_retry(self, argument: str) -> None:
         seed = self.chat.options.seed
         self._retries += 1  # the same seed would give the same answer
         options = self.chat.options if seed is None else replace(self.chat.options, seed=(seed + self._retries) % 2**63)
@@ -141,40 +120,35 @@ class Conversation:
     def _show(self, answer: Callable[..., Iterator[GenerationResponse]]) -> GenerationResponse | None:
         return self.terminal.show(answer, drafts=self.chat.options.draft is not None)
 
-    def continue_(self, argument: str) -> None:
+    def do_continue(self, argument: str) -> None:
         """Goes on with the last answer."""
         before = self.chat.messages
         last = self._show(self.chat.continue_final_message)
         if last is not None and last.finish_reason == "stop" and self.chat.messages[-1] == before[-1]:
             self.terminal.hint("the model adds nothing to its answer")
 
-    def undo(self, argument: str) -> None:
+    def do_undo(self, argument: str) -> None:
         turns = self._turns()
         back = [(name, picture) for turn, name, picture in self._sent() if turn == turns]
         self.chat.undo()
-        self._names.pop(turns - 1, None)
         self.waiting[:0] = back
         self.terminal.hint(f"taken back; {self._length()} left")
         for name, _ in back:
             self.terminal.hint(f"{name}: with your next message again; /images lists and drops")
 
-    def reset(self, argument: str) -> None:
+    def do_reset(self, argument: str) -> None:
         self.chat.reset()
-        self.waiting, self._names = [], {}
+        self.waiting = []
         self.terminal.hint("a new conversation")
 
-    def save(self, argument: str) -> None:
-        path = self._file(argument, "/save")
-        self.chat.save(path)
-        self.terminal.hint(f"{one_line(path)}: {self._length()}")
+    def do_save(self, argument: str) -> None:
+        self._with_file("/save", argument, self.chat.save)
 
-    def load(self, argument: str) -> None:
-        path = self._file(argument, "/load")
-        self.chat.load(path)
-        self.waiting, self._names = [], {}
-        self.terminal.hint(f"{one_line(path)}: {self._length()}")
+    def do_load(self, argument: str) -> None:
+        self._with_file("/load", argument, self.chat.load)
+        self.waiting = []
 
-    def system(self, argument: str) -> None:
+    def do_system(self, argument: str) -> None:
         """Shows the system prompt, or begins anew with another one; `""` is none. Pictures that wait stay."""
         if not argument:
             first = self.chat.messages[:1]
@@ -186,10 +160,9 @@ class Conversation:
             return
         text = "" if argument in ('""', "''") else argument
         self.chat.messages = [{"role": "system", "content": text}] if text else []
-        self._names = {}
         self.terminal.hint(f"a new conversation, {'with this' if text else 'without a'} system prompt")
 
-    def set(self, argument: str) -> None:
+    def do_set(self, argument: str) -> None:
         """Shows the options of the answers, or changes one."""
         if not argument:
             print("\n".join(shown(self.chat.options)), flush=True)
@@ -200,15 +173,15 @@ class Conversation:
             self._retries = -1  # /retry takes the new seed itself
         self.terminal.hint(line)
 
-    def copy(self, argument: str) -> None:
+    def do_copy(self, argument: str) -> None:
         """Copies the last answer."""
         last = self.chat.messages[-1:]
         if not last or last[0]["role"] != "assistant":
             raise OptionError("there is no answer to copy")
         text = _text(last[0])
-        self.terminal.hint(f"copied {copy(text)}: {len(text)} character{'' if len(text) == 1 else 's'}")
+        self.terminal.hint(f"copied {copy(text)}: {counted(len(text), 'character')}")
 
-    def help(self, argument: str) -> None:
+    def do_help(self, argument: str) -> None:
         print(HELP, flush=True)
 
     def _sent(self) -> Iterator[tuple[int, str, Any]]:
@@ -217,29 +190,31 @@ class Conversation:
         for message in self.chat.messages:
             content = message["content"]
             items = [] if isinstance(content, str) else [item for item in content if item["type"] != "text"]
-            known = (_name(item[item["type"]]) or f"{KINDS[item['type']]} {n}" for n, item in enumerate(items, 1))
-            names = self._names.get(turn, list(known))
-            yield from ((turn + 1, name, item[item["type"]]) for name, item in zip(names, items, strict=False))
+            for number, item in enumerate(items, 1):
+                picture = item[item["type"]]
+                yield turn + 1, _name(picture) or f"{KINDS[item['type']]} {number}", picture
             turn += message["role"] == "assistant"
 
     def _turns(self) -> int:
         return sum(message["role"] == "assistant" for message in self.chat.messages)
 
     def _length(self) -> str:
-        turns = self._turns()
-        return f"{turns} turn{'' if turns == 1 else 's'}"
+        return counted(self._turns(), "turn")
 
-    @staticmethod
-    def _file(argument: str, command: str) -> str:
+    def _with_file(self, command: str, argument: str, work: Callable[[str], object]) -> None:
+        """Saves or loads the conversation, and says how long it is."""
         if not argument:
             raise OptionError(f"{command} needs the name of a file")
         names = dropped(argument)
-        return os.path.expanduser(names[0] if len(names) == 1 else argument)
+        path = os.path.expanduser(names[0] if len(names) == 1 else argument)
+        work(path)
+        self.terminal.hint(f"{one_line(path)}: {self._length()}")
 
 
 def _name(picture: Any) -> str:
-    """The name that a picture or video of a saved conversation had; empty where it is not known."""
-    return str(getattr(picture, "filename", None) or getattr(picture, "label", ""))
+    """The name of a picture's or video's file; empty where it is not known."""
+    name = str(getattr(picture, "filename", None) or getattr(picture, "label", ""))
+    return one_line(os.path.basename(name) or name)
 
 
 def _text(message: dict[str, Any]) -> str:

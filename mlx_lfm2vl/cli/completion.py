@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from .default_model import DEMO
+from .chosen import DEMO
 from .options import Parser
 from .stderr import PROGRAM
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..errors import OptionError
 from ..weights.choices import DTYPES, METHODS, MODES, RECIPES
 from .interrupt import terminable
 from .options import add, real, whole
@@ -22,6 +23,10 @@ files.
 """
 BITS, GROUP_SIZES = map(sorted, MODES["affine"])
 QUANTISING = ("q_bits", "q_group_size", "q_mode", "q_recipe", "q_override", "q_vision", "q_method")
+TAKEN = (  # by `convert`, under the same names
+    *("quantize", "q_bits", "q_group_size", "q_mode", "q_recipe", "q_vision", "q_method", "target_size", "target_kl"),
+    *("dtype", "dequantize", "revision", "overwrite", "calibration"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,14 +35,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(parser, "--mlx-path", "--revision")
     parser.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        help="type of the dense weights (default: as the checkpoint has them)",
+        "--dtype", choices=DTYPES, help="type of the dense weights (default: as the checkpoint has them)"
     )
     add(parser, "--overwrite", "--hf")
     add_quantisation(parser)
-    add_repair(parser)
-    add_upload(parser)
+    group = parser.add_argument_group("repair", "of a converted folder that another program left incomplete or wrong")
+    group.add_argument(
+        "--repair", action="store_true", help="say what is wrong with an MLX folder and write it anew, put right"
+    )
+    group.add_argument(
+        "--base", metavar="MODEL", help="original model, for missing files (default: Liquid AI's that the card names)"
+    )
+    group = parser.add_argument_group("upload", "of the finished folder, once it has loaded and answered a question")
+    group.add_argument(
+        "--upload-repo", metavar="OWNER/NAME", help="hub repository to upload to, made if it is not there"
+    )
+    add(group, "--private", "--commit-message")
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -53,24 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_repair(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("repair", "of a converted folder that another program left incomplete or wrong")
-    group.add_argument(
-        "--repair", action="store_true", help="say what is wrong with an MLX folder and write it anew, put right"
-    )
-    group.add_argument(
-        "--base", metavar="MODEL", help="original model, for missing files (default: Liquid AI's that the card names)"
-    )
-
-
-def add_upload(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("upload", "of the finished folder, once it has loaded and answered a question")
-    group.add_argument(
-        "--upload-repo", metavar="OWNER/NAME", help="hub repository to upload to, made if it is not there"
-    )
-    add(group, "--private", "--commit-message")
-
-
 def add_quantisation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "quantisation", "vision tower and projector stay dense unless --q-vision is given"
@@ -81,14 +76,14 @@ def add_quantisation(parser: argparse.ArgumentParser) -> None:
         type=whole(1),
         choices=BITS,
         metavar="N",
-        help=f"bits a weight: {listed(BITS)} (default: 8 for models below a billion parameters, else 4)",
+        help=f"bits a weight: {_listed(BITS)} (default: 8 for models below a billion parameters, else 4)",
     )
     group.add_argument(
         "--q-group-size",
         type=whole(1),
         choices=GROUP_SIZES,
         metavar="N",
-        help=f"weights that share a scale: {listed(GROUP_SIZES)} (default: what the mode has, 64 for affine)",
+        help=f"weights that share a scale: {_listed(GROUP_SIZES)} (default: what the mode has, 64 for affine)",
     )
     group.add_argument("--q-mode", choices=tuple(MODES), help="how numbers are rounded (default: affine)")
     group.add_argument(
@@ -101,7 +96,7 @@ def add_quantisation(parser: argparse.ArgumentParser) -> None:
         "--q-override",
         action="append",
         default=[],
-        type=override,
+        type=_override,
         metavar="PATTERN=BITS",
         help="bits, 'dense' or a mode for the modules that match, as 'language_model.*.w2=8'; may be given again",
     )
@@ -127,12 +122,12 @@ def add_quantisation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-d", "--dequantize", action="store_true", help="make a quantised model dense")
 
 
-def listed(values: Iterable[int]) -> str:
+def _listed(values: Iterable[int]) -> str:
     *most, last = map(str, values)
     return f"{', '.join(most)} or {last}"
 
 
-def override(text: str) -> tuple[str, str]:
+def _override(text: str) -> tuple[str, str]:
     """An argparse type: the pattern and the value of an override."""
     pattern, equals, value = text.rpartition("=")
     if not equals or not pattern or not value:
@@ -140,19 +135,19 @@ def override(text: str) -> tuple[str, str]:
     return pattern, value
 
 
-def check_combinations(args: argparse.Namespace, error: type[Exception]) -> None:
-    """Raises `error` for an option that says nothing beside the others."""
+def check_combinations(args: argparse.Namespace) -> None:
+    """Raises `OptionError` for an option that says nothing beside the others."""
     if not args.quantize and args.target_size is None and args.target_kl is None:
         for name in QUANTISING:
             if (value := getattr(args, name)) not in (None, [], False):
                 shown = "" if value is True else f" {value if isinstance(value, (int, str)) else '='.join(value[0])}"
-                raise error(f"--{name.replace('_', '-')}{shown} says how to quantise; add -q")
+                raise OptionError(f"--{name.replace('_', '-')}{shown} says how to quantise; add -q")
     if args.repair:
         for name in ("quantize", "target_size", "target_kl", "dequantize", "hf", "dtype", "no_verify", "calibration"):
             if getattr(args, name):
-                raise error(f"--repair keeps the weights as they are; leave --{name.replace('_', '-')} out")
+                raise OptionError(f"--repair keeps the weights as they are; leave --{name.replace('_', '-')} out")
     if args.hf and args.upload_repo:
-        raise error("--upload-repo publishes MLX folders; leave --hf out")
+        raise OptionError("--upload-repo publishes MLX folders; leave --hf out")
     for name, owners in {
         "base": ("repair",),
         "dry_run": ("repair", "upload_repo"),
@@ -161,20 +156,13 @@ def check_combinations(args: argparse.Namespace, error: type[Exception]) -> None
     }.items():
         if getattr(args, name) and not any(getattr(args, owner) for owner in owners):
             wanted = " or ".join(f"--{owner.replace('_', '-')}" for owner in owners)
-            raise error(f"--{name.replace('_', '-')} belongs to {wanted}")
-
-
-def finish(args: argparse.Namespace) -> None:
-    """Uploads the finished folder, if asked."""
-    if args.upload_repo:
-        send(args.mlx_path, args.upload_repo, args)
+            raise OptionError(f"--{name.replace('_', '-')} belongs to {wanted}")
 
 
 def run_repair(args: argparse.Namespace) -> int:
-    from .. import OptionError
     from ..conversion.repair import repair
 
-    with Bars() as bars:
+    with Bars(plain=True) as bars:
         findings = repair(
             args.hf_path,
             args.mlx_path,
@@ -193,17 +181,15 @@ def run_repair(args: argparse.Namespace) -> int:
             way = f"{PROGRAM} upload {args.hf_path} {args.upload_repo}"
             raise OptionError(f"nothing was uploaded either; to publish it as it is: {way}")
     elif not args.dry_run:
-        print(args.mlx_path)
-        finish(args)
+        _finish(args.mlx_path, args)
     return 0
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from .. import OptionError
     from ..hub import check_new_name, check_writable
 
-    check_combinations(args, OptionError)
+    check_combinations(args)
     if args.upload_repo is not None:
         (check_new_name if args.dry_run else check_writable)(args.upload_repo)  # rather than after the work
     with terminable():
@@ -214,33 +200,25 @@ def run_convert(args: argparse.Namespace) -> int:
     from .. import convert
     from ..conversion.report import FILE, QuantizationReport
 
-    with Bars() as bars:
+    with Bars(plain=True) as bars:
         folder = convert(
-            args.hf_path,
-            args.mlx_path,
-            dtype=args.dtype,
-            quantize=args.quantize,
-            q_bits=args.q_bits,
-            q_group_size=args.q_group_size,
-            q_mode=args.q_mode,
-            q_recipe=args.q_recipe,
+            *(args.hf_path, args.mlx_path),
+            **{name: getattr(args, name) for name in TAKEN},
             q_overrides=args.q_override,
-            q_vision=args.q_vision,
-            q_method=args.q_method,
-            target_size=args.target_size,
-            target_kl=args.target_kl,
-            dequantize=args.dequantize,
             layout="hub" if args.hf else "mlx",
-            revision=args.revision,
-            overwrite=args.overwrite,
             verify=not args.no_verify,
-            calibration=args.calibration,
             name=args.upload_repo,
             progress=bars,
             on_note=note,
         )
     if (Path(folder) / FILE).is_file():
         print_stderr(QuantizationReport.read(folder).table())
-    print(folder)
-    finish(args)
+    _finish(folder, args)
     return 0
+
+
+def _finish(folder: str | Path, args: argparse.Namespace) -> None:
+    """Prints the finished folder, and uploads it, if asked."""
+    print(folder)
+    if args.upload_repo:
+        send(args.mlx_path, args.upload_repo, args)

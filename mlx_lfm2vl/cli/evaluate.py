@@ -7,21 +7,23 @@ import contextlib
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OptionError, OutputError, counted
+from ..config.files import writing
+from ..errors import OptionError, counted
 from .chosen import chosen_draft, load_model, picture_overrides
+from .interrupt import Interrupt
 from .options import add, add_drafts, add_pictures, whole
 from .stderr import Bars, note
 
 if TYPE_CHECKING:
     from .. import GenerationRequest, Lfm2VlForConditionalGeneration, Lfm2VlProcessor
     from ..evaluation.rows import EvaluationRow
-    from ..tasks.task import Task
+    from .answering import Asked
     from .rows import Row
 
 SUMMARY = "measure how often models are right, on a task file or a benchmark"
@@ -43,15 +45,10 @@ SCORINGS = ("exact", "contains", "number", "anls", "vqa", "choice")  # of rows i
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", help="folder, hub repository or 'demo'; may be several")
-    parser.add_argument(
-        "--adapter",
-        action="append",
-        default=[],
-        metavar="FOLDER",
-        help="also evaluate the one MODEL with this adapter, beside itself; may be given again",
-    )
-    beside = "also evaluate the one MODEL with keys and values quantised, beside itself; may be given again"
-    add(parser, "--kv-bits", action="append", default=[], help=beside)
+    adapted = "also evaluate the one MODEL with this adapter, beside itself; may be given again"
+    add(parser, "--adapter", action="append", default=[], help=adapted)
+    quantised = "also evaluate the one MODEL with keys and values quantised, beside itself; may be given again"
+    add(parser, "--kv-bits", action="append", default=[], help=quantised)
     add(parser, "--revision")
     parser.add_argument("--task", required=True, metavar="FILE", help="JSONL file of rows, or a benchmark's file")
     parser.add_argument("--format", choices=FORMATS, help="the benchmark that FILE is of (default: rows)")
@@ -63,13 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="begin the answers anew")
     add(parser, "--batch-size")
-    parser.add_argument(
-        "--max-tokens",
-        "-m",
-        type=whole(1),
-        metavar="N",
-        help=f"longest answer in tokens (default: {MAX_TOKENS}, and what suits the task for boxes and fields)",
-    )
+    longest = f"longest answer in tokens (default: {MAX_TOKENS}, and what suits the task for boxes and fields)"
+    add(parser, "--max-tokens -m", help=longest)
     add(parser, "--recipe")
     add_drafts(parser)
     add(parser, "--json")
@@ -96,8 +88,10 @@ def run(args: argparse.Namespace) -> int:
     names = [name for *_, name in asked]
     made = []
     draft = cache(lambda: chosen_draft(args))
-    with _folder(args.output) as folder:
-        for (model, own, name), file in zip(asked, _files(folder, names), strict=True):
+    with contextlib.ExitStack() as stack:
+        with writing(args.output or stack.enter_context(tempfile.TemporaryDirectory(prefix="mlx-lfm2vl-"))) as folder:
+            files = _files(folder, names)
+        for (model, own, name), file in zip(asked, files, strict=True):
             one = argparse.Namespace(**{**vars(args), "model": model, "adapter": None, "kv_bits": None, **own})
             lines = _answers(one, rows, file, draft)
             if lines is None:
@@ -112,21 +106,6 @@ def run(args: argparse.Namespace) -> int:
         if each.cut_off:
             note(f"{each.model}: {counted(each.cut_off, 'answer', be=True)} cut off; --max-tokens makes room")
     return 1 if any(each.failed for each in made) else 0
-
-
-@contextlib.contextmanager
-def _folder(output: str | None) -> Iterator[Path]:
-    """The folder of the answers, which is kept only where it is named. Raises `OutputError`."""
-    if output is None:
-        with tempfile.TemporaryDirectory(prefix="mlx-lfm2vl-") as made:
-            yield Path(made)
-        return
-    folder = Path(output).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from None
-    yield folder
 
 
 def _files(folder: Path, names: Sequence[str]) -> list[Path]:
@@ -145,9 +124,8 @@ def _answers(
     last. `draft`: loads what proposes tokens, where a row has no answer yet."""
     from .. import generate_batch
     from ..generation.draft_model import check_draft
+    from .answering import answered
     from .answers import Output, settings
-    from .interrupt import Interrupt
-    from .rows import Waiting
 
     asked = [_row(row, number, args) for number, row in enumerate(rows, 1)]
     chosen: dict[str, Any] = {**picture_overrides(args), "max_tokens": args.max_tokens, "recipe": args.recipe}
@@ -157,27 +135,25 @@ def _answers(
     with Output(str(file), args.overwrite, digest) as output, Interrupt() as interrupt, Bars() as bars:
         output.match(lambda: asked)
         stage = args.model if args.adapter is None else args.adapter
-        if output.rows < len(asked):
+        if len(output.lines) < len(asked):
             model, processor = load_model(args)
             proposing = draft()
             check_draft(model.config, proposing)
             output.begin()
-            bars(stage, output.rows, len(asked))
-            waiting = Waiting(output.missing(asked), _Tasks(args, model, processor, proposing))
-            questions = waiting.questions()
+            bars(stage, len(output.lines), len(asked))
+            ask = partial(generate_batch, model, processor, batch_size=args.batch_size, stop=interrupt)
+            requests = partial(_asked, args, model, processor, proposing)
             drafted = accepted = 0  # tokens
-            for made in generate_batch(model, processor, questions, batch_size=args.batch_size, stop=interrupt):
-                if made.finish_reason == "cancelled":
-                    note(f"stopped after {output.rows} of {counted(len(asked), 'row')} of {stage}")
-                    return None
-                if made.statistics is not None:
-                    drafted += made.statistics.drafted_tokens
-                    accepted += made.statistics.accepted_tokens
-                for row, answer in waiting.answered(made):
-                    output.write(row, answer)
-                bars(stage, output.rows, len(asked))
-            for row in waiting.rest():
-                output.write(row, None)
+            for row, answer in answered(output.missing(asked), ask, requests):
+                for counts in (made.statistics for made in row.answers):
+                    if counts is not None:
+                        drafted += counts.drafted_tokens
+                        accepted += counts.accepted_tokens
+                output.write(row, answer)
+                bars(stage, len(output.lines), len(asked))
+            if len(output.lines) < len(asked):
+                note(f"stopped after {len(output.lines)} of {counted(len(asked), 'row')} of {stage}")
+                return None
             if drafted:
                 note(f"{stage}: drafts: {accepted} of {drafted} proposed tokens were right")
         return [json.loads(output.taken(row.number)[0]) for row in asked]
@@ -201,30 +177,23 @@ def _row(row: EvaluationRow, number: int, args: argparse.Namespace) -> Row:
     return Row(fields, GenerationRequest(row.text, row.pictures, options=options), prompt=asked, number=number)
 
 
-@dataclass
-class _Tasks:
-    """Makes the requests of a row: the question itself, or those of `detect` and `extract`."""
+def _asked(
+    args: argparse.Namespace,
+    model: Lfm2VlForConditionalGeneration,
+    processor: Lfm2VlProcessor,
+    draft: Any,
+    question: GenerationRequest,
+) -> Asked:
+    """The requests of a row: the question itself, or those of `detect` and `extract`. `draft`: as of
+    `GenerationOptions`. Raises `Lfm2VlError` for what is wrong with the row, or where the model is not known to do the
+    task."""
+    from .. import DetectTask, ExtractTask, recipe_of
+    from .answering import asked_of
 
-    args: argparse.Namespace
-    model: Lfm2VlForConditionalGeneration
-    processor: Lfm2VlProcessor
-    draft: Any  # as of `GenerationOptions`
-
-    def __call__(self, question: GenerationRequest) -> tuple[Task[Any] | None, list[GenerationRequest]]:
-        """Raises `Lfm2VlError` for what is wrong with the row, or where the model is not known to do the task."""
-        from .. import DetectTask, ExtractTask, recipe_of
-
-        question = replace(question, options=replace(question.options, draft=self.draft))
-        if not isinstance(question.prompt, str):
-            return None, [question]
-        recipe, form = recipe_of(self.model, self.args.recipe), question.options.response_format
-        task = DetectTask(recipe, question.prompt) if form is None else ExtractTask(recipe, form.value)
-        pictures = self.processor.image_processor
-        options = replace(question.options, response_format=None)
-        return task, task.requests(
-            question.images,
-            options=replace(options, max_tokens=self.args.max_tokens or task.max_tokens),
-            image_overrides=picture_overrides(self.args),
-            source_policy=pictures.source_policy,
-            image_config=pictures.config,
-        )
+    question = replace(question, options=replace(question.options, draft=draft))
+    if not isinstance(question.prompt, str):
+        return None, [question]
+    recipe, form = recipe_of(model, args.recipe), question.options.response_format
+    task = DetectTask(recipe, question.prompt) if form is None else ExtractTask(recipe, form.value)
+    options = replace(question.options, response_format=None, max_tokens=args.max_tokens or task.max_tokens)
+    return asked_of(task, question, options, processor, args)

@@ -7,9 +7,11 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from ..errors import OptionError
 from .chosen import load_model, sampling_options, source_policy
 from .generate import for_stdout
 from .inputs import DEFAULT_PROMPT, check_output, load_pictures, read_prompt, shortened
+from .interrupt import answering
 from .options import add, add_model, add_pictures, add_prompt, add_sampling, nonempty
 from .stderr import Spinner, note
 
@@ -29,14 +31,8 @@ the whole answer and one for each of its words. It is where the model read from,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument(
-        "--image",
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="PICTURE",
-        help="file, pattern, URL, data URI, pages of a PDF, or - for stdin; several here, or by --image again",
-    )
+    pictures = "file, pattern, URL, data URI, pages of a PDF, or - for stdin; several here, or by --image again"
+    add(parser, "--image", required=True, help=pictures)
     add_prompt(parser, repr(DEFAULT_PROMPT))
     parser.add_argument("--draw", metavar="FILE", help="write the heat maps to this file (png, jpg, webp)")
     parser.add_argument("--overwrite", action="store_true", help="replace this file if it is there")
@@ -48,9 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="draw one heat map, of a word or longer text of the answer, as large as the picture, which is enlarged "
         "below 640 pixels; given again, one more below it",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object: answer, and of each word the share and the maps"
-    )
+    add(parser, "--json", help="print one JSON object: answer, and of each word the share and the maps")
     add(parser, "--control-tokens")
     add_sampling(parser)
     add_pictures(parser)
@@ -58,10 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from .. import AnswerError, GenerationOptions, OptionError, explain
+    from .. import GenerationOptions, explain
     from ..explanation import overlay
     from ..tasks.drawing import enlargement
-    from .interrupt import Interrupt
 
     path = None if args.draw is None else overlay.check_file(args.draw, args.overwrite)
     if path is not None:
@@ -74,21 +67,15 @@ def run(args: argparse.Namespace) -> int:
     with Spinner("reading pictures"):
         loaded = load_pictures(args.image, source_policy(args), args.color_management)
     model, processor = load_model(args)
-    with Interrupt() as interrupt, Spinner("reading the prompt") as spinner:
-        try:
-            made = explain(
-                *(model, processor, prompt, [picture for _, picture in loaded]),
-                system=args.system,
-                options=options,
-                stop=interrupt,
-                # The prompt runs once more, behind the answer.
-                progress=lambda done, total: spinner.count(done, total // 2),
-                control_tokens=args.control_tokens,
-            )
-        except AnswerError:
-            if interrupt.happened:
-                raise KeyboardInterrupt from None
-            raise
+    with answering() as (interrupt, spinner):
+        made = explain(
+            *(model, processor, prompt, [picture for _, picture in loaded]),
+            system=args.system,
+            options=options,
+            stop=interrupt,
+            progress=lambda done, total: spinner.count(done, total // 2),  # the prompt runs once more, in the end
+            control_tokens=args.control_tokens,
+        )
     if path is not None and args.word is not None:
         maps = [
             made.overlay(word, number, scale=enlargement(picture.size))

@@ -9,17 +9,26 @@ import sys
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import counted
-from .chosen import chosen_draft, chosen_vision_cache, load_model, sampling_options, source_policy
-from .inputs import DEFAULT_PROMPT, STDIN, load_pictures, piped_prompt, read_prompt, shortened
+from ..errors import OptionError, PromptError, counted
+from .chosen import chosen_draft, chosen_vision_cache, load_model, picture_overrides, sampling_options, source_policy
+from .inputs import (
+    DEFAULT_PROMPT,
+    STDIN,
+    default_prompt,
+    load_pictures,
+    load_videos,
+    piped_prompt,
+    read_prompt,
+    shortened,
+)
+from .interrupt import answering
 from .options import add, add_decoding, add_model, add_pictures, add_prompt, add_sampling, add_videos, whole
 from .stderr import Spinner, note
-from .videos import as_objects, check_picture_options, default_prompt, load_videos, note_frames
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .. import Completion, GenerationResponse, Lfm2VlProcessor, Statistics
+    from .. import Completion, GenerationResponse, Lfm2VlProcessor, Statistics, Video
 
 _OBEYED = re.compile(r"[^\n\t\x20-\x7e\xa0-\U0010ffff]|[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 BATCH = 8  # answers that are made at a time
@@ -37,21 +46,15 @@ Answers a prompt about one or several pictures, or about none, and prints the an
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument(
-        "--image",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="PICTURE",
-        help="file, pattern such as '*.png', http(s) URL, data URI, or - for stdin; several here, or by --image again; "
-        "all pages of a PDF, or those in brackets: 'doc.pdf[2-5]'",
+    pictures = (
+        "file, pattern such as '*.png', http(s) URL, data URI, or - for stdin; several here, or by --image again; "
+        "all pages of a PDF, or those in brackets: 'doc.pdf[2-5]'"
     )
+    add(parser, "--image", default=[], help=pictures)
     add_videos(parser, "video file or animation (GIF, WebP); a model without video tokens sees its frames as pictures")
     add_prompt(parser, f"{DEFAULT_PROMPT!r}; needed without a picture")
     parser.add_argument("--verbose", action="store_true", help="print counts, speeds and memory on stderr at the end")
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object at the end: answer, tokens, counts, timings, model"
-    )
+    add(parser, "--json", help="print one JSON object at the end: answer, tokens, counts, timings, model")
     parser.add_argument(
         "-n",
         type=whole(1, 256),
@@ -75,8 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from .. import GenerationOptions, GenerationRequest, OptionError, PromptError, generate_batch, stream_generate
-    from .interrupt import Interrupt
+    from .. import GenerationOptions, GenerationRequest, generate_batch, stream_generate
 
     prompt = read_prompt(args, [*args.image, *args.video])
     alone = args.group is None  # what mlx.launch gives on stdin has no end
@@ -98,16 +100,17 @@ def run(args: argparse.Namespace) -> int:
     kept = chosen_vision_cache(args)
     options = replace(options, draft=chosen_draft(args))
     model, processor = load_model(args)
-    if videos and not pictures:
-        check_picture_options(args, processor)
-    note_frames(processor, videos)
+    if videos and not pictures and not processor.frames_as_pictures:
+        check_picture_options(args)
+    for name, video in videos:
+        note_frames(name, video, *processor.frame_sampling)
     request = GenerationRequest(
         *(prompt, pictures or None, args.system),
         options=options,
         control_tokens=args.control_tokens,
         videos=[video for _, video in videos] or None,
     )
-    with Interrupt() as interrupt, Spinner("reading the prompt") as spinner:
+    with answering() as (interrupt, spinner):
         how: dict[str, Any] = {"stop": interrupt, "progress": spinner.count, "vision_cache": kept}
         answers = (
             _printed(stream_generate(model, processor, request, **how), spinner, args.json)
@@ -117,15 +120,11 @@ def run(args: argparse.Namespace) -> int:
         for number, answer in enumerate(answers):
             if answer.error is not None:
                 raise answer.error
-            spinner.end()
+            spinner.close()
             if options.response_format is not None and answer.finish_reason == "length":
                 note("the answer was cut off by --max-tokens, so it may not hold to its form; raise it")
             if args.json:
-                images = [
-                    {"source": shortened(name), "tokens": tokens}
-                    for (name, _), tokens in zip(loaded, image_tokens(processor, pictures), strict=True)
-                ]
-                made = as_object(args.model, answer, images, as_objects(processor, videos))
+                made = as_object(args, processor, answer, loaded, videos)
                 print(for_stdout(json.dumps(made, ensure_ascii=False)), flush=True)
             elif args.n > 1:
                 print(f"{number + 1}: {for_stdout(answer.text + answer.tool_text)}", flush=True)
@@ -143,7 +142,7 @@ def _printed(answer: Iterator[GenerationResponse], spinner: Spinner, quiet: bool
         for piece in answer:
             pieces.append(piece)
             if not quiet:
-                spinner.end()
+                spinner.close()
                 print(for_stdout(piece.text + piece.tool_text), end="", flush=True)
     finally:  # also when interrupted twice: what there is stays a whole line
         if pieces and not quiet:
@@ -157,28 +156,56 @@ def for_stdout(text: str) -> str:
     return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text) if sys.stdout.isatty() else text
 
 
-def image_tokens(processor: Lfm2VlProcessor, pictures: list[Any]) -> list[int]:
-    """The number of tokens that each picture took."""
-    from ..processing.geometry import plan
-    from ..processing.pdf import PdfPage
+def note_frames(name: str, video: Video, fps: float, least: int, most: int) -> None:
+    """Says how many frames of a video are seen, where these are not all, and what the model takes, where that
+    decides."""
+    seen = len(video.indices(fps, least, most))
+    if seen != video.count:
+        bounded = seen != len(video.indices(fps, 1, video.count))
+        limits = f"; the model takes {least} to {most}" if bounded else ""
+        note(f"{shortened(name)}: {seen} of {counted(video.count, 'frame')} are seen{limits}")
 
-    config, policy = processor.image_processor.config, processor.image_processor.source_policy
-    sizes = (each.size(policy, config) if isinstance(each, PdfPage) else each.size for each in pictures)
-    return [plan(height, width, config).tokens for width, height in sizes]
+
+def check_picture_options(args: argparse.Namespace) -> None:
+    """Raises `OptionError` for an option of pictures."""
+    if given := [*picture_overrides(args).items()]:
+        name, value = given[0]
+        tiling = "--tiling" if value else "--no-tiling"
+        option = tiling if name == "do_image_splitting" else f"--{name.replace('_', '-')}"
+        raise OptionError(f"{option} is for pictures, which videos of this model are not; leave it out")
 
 
 def as_object(
-    model: str, answer: Completion, images: list[dict[str, Any]], videos: list[dict[str, Any]]
+    args: argparse.Namespace,
+    processor: Lfm2VlProcessor,
+    answer: Completion,
+    loaded: list[tuple[str, Any]],
+    videos: list[tuple[str, Video]],
 ) -> dict[str, Any]:
     """The object that --json prints."""
+    from ..processing.geometry import plan
+    from ..processing.pdf import PdfPage
+
     assert answer.statistics is not None
+    config, policy = processor.image_processor.config, processor.image_processor.source_policy
+    sizes = [each.size(policy, config) if isinstance(each, PdfPage) else each.size for _, each in loaded]
     made: dict[str, Any] = {
-        "model": model,
+        "model": args.model,
         "text": answer.text,
         "tokens": list(answer.tokens),
         "finish_reason": answer.finish_reason,
-        "images": images,
-        "videos": videos,
+        "images": [
+            {"source": shortened(name), "tokens": plan(height, width, config).tokens}
+            for (name, _), (width, height) in zip(loaded, sizes, strict=True)
+        ],
+        "videos": [
+            {
+                "source": shortened(name),
+                "frames": len(video.indices(*processor.frame_sampling)),
+                "tokens": processor.video_tokens(video),
+            }
+            for name, video in videos
+        ],
         **asdict(answer.statistics),
     }
     if answer.top_logprobs is not None:

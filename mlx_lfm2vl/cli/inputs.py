@@ -1,5 +1,5 @@
-"""Inputs that users name on the command line: pictures by path, pattern, URL, data URI or stdin, and prompts from
-files."""
+"""Inputs that users name on the command line: pictures and videos by path, pattern, URL, data URI or stdin, and prompts
+from files."""
 
 from __future__ import annotations
 
@@ -13,20 +13,29 @@ import stat
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..errors import ImageError, ImageWarning, OutputError, PromptError
+from ..errors import ImageError, ImageWarning, OptionError, OutputError, PromptError, counted
 from .stderr import note
 
 if TYPE_CHECKING:
-    from .. import SourcePolicy
+    from .. import SourcePolicy, Video
     from ..processing.load_image import Picture
+    from ..processing.open_file import LabelledBytes
     from ..processing.pdf import PdfPage
 
 STDIN = "-"
+FROM_STDIN = ("image", "video", "prompt", "prompt_file", "input")  # options whose value - is stdin
 DEFAULT_PROMPT = "What is in this image?"
+DEFAULT_VIDEO_PROMPT = "What happens in this video?"
 MAX_PROMPT_BYTES = 16 * 2**20  # a prompt that no model can take; devices such as /dev/zero have no end
 ADDRESS = re.compile(r"(data:|[A-Za-z][A-Za-z0-9+.-]*://)", re.I)
+
+
+def reads_stdin(args: argparse.Namespace) -> bool:
+    """Whether an option of a command takes what is on stdin."""
+    given = [getattr(args, name, None) for name in FROM_STDIN]
+    return any(each == STDIN or (isinstance(each, list) and STDIN in each) for each in given)
 
 
 def read_prompt(args: argparse.Namespace, pictures: Sequence[str] = (), of: str = "--image") -> str | None:
@@ -138,19 +147,20 @@ def shortened(name: str) -> str:
     return name if len(name) <= 200 else f"{name[:200]}..."
 
 
-def source(name: str, of: str = "picture") -> str | bytes:
+def source(name: str, of: str = "picture") -> str | LabelledBytes:
     """The source that `load_image` or `load_video` reads for a name: the name, or for `-` the bytes on stdin."""
     if name != STDIN:
         return name
     if sys.stdin.isatty():
         raise ImageError(f"-: stdin is the keyboard; pipe a {of} into it, or name a file")
     from ..processing.fetch import DEFAULT_POLICY
+    from ..processing.open_file import LabelledBytes
 
     most = int(DEFAULT_POLICY.max_bytes)
     data = sys.stdin.buffer.read(most + 1)
     if len(data) > most:
         raise ImageError(f"-: more than {most} bytes on stdin; make the {of} smaller")
-    return data
+    return LabelledBytes("- (stdin)", data)
 
 
 def load_pictures(
@@ -170,17 +180,12 @@ def load_pictures(
         given = source(name)
         with warnings.catch_warnings(record=True) as remarks:
             warnings.simplefilter("always", ImageWarning)
-            try:
-                with _without_stderr():
-                    for picture in expand_pages(given, policy):
-                        if isinstance(picture, PdfPage):
-                            loaded.append((f"{split_selection(name)[0]}[{picture.number}]", picture))
-                        else:
-                            loaded.append((name, load_image(picture, policy, config)))
-            except ImageError as error:
-                if name != STDIN:
-                    raise
-                raise ImageError(str(error).replace("picture bytes", "- (stdin)", 1)) from None
+            with _without_stderr():
+                for picture in expand_pages(given, policy):
+                    if isinstance(picture, PdfPage):
+                        loaded.append((f"{split_selection(name)[0]}[{picture.number}]", picture))
+                    else:
+                        loaded.append((name, load_image(picture, policy, config)))
         for remark in remarks:
             note(str(remark.message))
     return loaded
@@ -222,3 +227,101 @@ def _local(name: str) -> str:
 
         return urllib.parse.unquote(urllib.parse.urlsplit(name).path)
     return os.path.expanduser(name)
+
+
+def pictures_in(names: Sequence[str], recursive: bool = False, videos: bool = False) -> list[str]:
+    """All pictures (and with `videos`, videos) of folders (by suffix, of their subfolders with `recursive`, with notes
+    on what is left out), patterns and names; of a PDF file each page. A file that is not there stands among them, if
+    others are. Raises `OptionError`."""
+    from ..processing.formats import suffixes
+    from ..processing.not_pictures import VIDEO_SUFFIXES
+    from ..processing.open_file import file_and_pages
+
+    ends = (*suffixes(), *(VIDEO_SUFFIXES if videos else ()))
+    found: list[str] = []
+    missing: list[str] = []
+    for given in names:
+        name = os.path.expanduser(given)
+        if os.path.isdir(name):
+            found += [page for entry in _inside(name, recursive, ends) for page in _pages(os.path.join(name, entry))]
+            continue
+        matching = expand([name])
+        if matching == [name] and not ADDRESS.match(name) and not os.path.exists(file_and_pages(name)[0]):
+            missing.append(name)
+            if len(missing) == len(names) or not name.lower().endswith(ends):
+                raise OptionError(f"{name}: no such folder or picture")
+        found += [page for match in matching for page in _pages(match)]
+    return found
+
+
+def _pages(name: str) -> list[str]:
+    """A picture's name, or those of the pages of a PDF file."""
+    from ..processing.load_image import page_names
+    from ..processing.open_file import has_suffix, split_selection
+
+    return page_names(name) if has_suffix(split_selection(name)[0]) and not ADDRESS.match(name) else [name]
+
+
+def _inside(folder: str, recursive: bool, ends: tuple[str, ...]) -> list[str]:
+    """The names within a folder that end so, in their order. Raises `OptionError`."""
+    pictures: list[str] = []
+    others: list[str] = []
+    hidden: list[str] = []
+    for name in _entries(folder, recursive):
+        picture = name.lower().endswith(ends)
+        if os.path.basename(name.rstrip("/")).startswith("."):
+            hidden += [name] * (picture or (recursive and name.endswith("/")))
+        else:
+            (pictures if picture else others).append(name)
+    for names, why in ((others, "as no pictures by their names"), (hidden, "as hidden")):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            note(f"{folder}: left out, {why}: {', '.join(names[:3])}{more}")
+    if not pictures:
+        raise OptionError(f"{folder}: there is no picture in this folder (png, jpg, heic, whatever Pillow reads)")
+    return pictures
+
+
+def _entries(folder: str, recursive: bool) -> list[str]:
+    """The names of a folder, and with `recursive` of its subfolders, in their order. A folder that is not entered has a
+    slash: a hidden one, a link to one, and without `recursive` any. Raises `OptionError`."""
+
+    def fail(error: OSError) -> None:
+        raise OptionError(f"{folder}: cannot be listed ({error.strerror or error})") from None
+
+    found = []
+    for path, folders, files in os.walk(folder, onerror=fail):
+        inside = os.path.relpath(path, folder) + "/"
+        closed = [n for n in folders if not recursive or n[0] == "." or os.path.islink(os.path.join(path, n))]
+        folders[:] = [name for name in folders if name not in closed]
+        found += [(inside + name).removeprefix("./") for name in (*files, *(f"{name}/" for name in closed))]
+    return sorted(found)
+
+
+def load_videos(names: Sequence[str], fps: float | None, policy: SourcePolicy) -> list[tuple[str, Video]]:
+    """The videos of these names and patterns with what each is called. Raises `ImageError`."""
+    from .. import load_video
+
+    return [(name, load_video(source(name, "video"), fps=fps, policy=policy)) for name in expand(names)]
+
+
+def is_video(name: str) -> bool:
+    """Whether a file or address is a video by its name's end."""
+    from ..processing.not_pictures import VIDEO_SUFFIXES
+
+    return name.partition("?")[0].lower().endswith(VIDEO_SUFFIXES)
+
+
+def default_prompt(videos: Any, images: Any) -> str:
+    """The prompt of a question without one."""
+    return DEFAULT_VIDEO_PROMPT if videos and not images else DEFAULT_PROMPT
+
+
+def size(picture: Any) -> str:
+    """The size of a picture, or the length of a video, as a person reads it."""
+    from .. import Video
+
+    if not isinstance(picture, Video):
+        return f"{picture.width:.0f}x{picture.height:.0f}"
+    last = picture.times([picture.count - 1])[0] + 1 / picture.frame_rate
+    return f"{counted(picture.count, 'frame')}, {last:.1f} s"

@@ -5,35 +5,90 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType, TracebackType
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Any
+
+from ..errors import AnswerError
+from .stderr import Spinner
+
+GRACE = 5.0  # seconds in which a rank learns that another one is lost
 
 
-class Interrupt:
+@contextmanager
+def handled(handler: Any, *names: str, unless: tuple[Any, ...] = ()) -> Iterator[None]:
+    """While the block runs, these signals go to `handler`, where the system has them and they have not gone to one of
+    `unless`. In another thread than the main one, where Python allows no handler, it does nothing."""
+    main = threading.current_thread() is threading.main_thread()
+    kinds = [getattr(signal, name) for name in names if main and hasattr(signal, name)]
+    before = [(kind, signal.signal(kind, handler)) for kind in kinds if signal.getsignal(kind) not in unless]
+    try:
+        yield
+    finally:
+        for kind, earlier in before:
+            signal.signal(kind, earlier)
+
+
+class Interrupt(ExitStack):
     """While its `with` block runs, the first Ctrl-C makes it true when called (a library's `stop`), the next raises
     `KeyboardInterrupt`."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.happened = False
 
     def __call__(self) -> bool:
         return self.happened
 
     def __enter__(self) -> Interrupt:
-        self._main = threading.current_thread() is threading.main_thread()  # only there Python allows a handler
-        if self._main:
-            self._before = signal.signal(signal.SIGINT, self._handle)
+        self.enter_context(handled(self._handle, "SIGINT"))
         return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._main:
-            signal.signal(signal.SIGINT, self._before)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.happened:
             raise KeyboardInterrupt
         self.happened = True
+
+
+@contextmanager
+def answering() -> Iterator[tuple[Interrupt, Spinner]]:
+    """What stops an answer, and what says how far it is. Raises `KeyboardInterrupt` where Ctrl-C left nothing that can
+    be read as an answer."""
+    with Interrupt() as interrupt, Spinner("reading the prompt") as spinner:
+        try:
+            yield interrupt, spinner
+        except AnswerError:
+            if interrupt.happened:
+                raise KeyboardInterrupt from None
+            raise
+
+
+class RankInterrupt(Interrupt):
+    """As `Interrupt`, for SIGTERM and SIGHUP, too. `mlx.launch` sends SIGTERM to all ranks once one has failed, and
+    ends the connection to another machine: where a rank is `lost` these stop nothing."""
+
+    def __init__(self, lost: Callable[[], bool]) -> None:
+        super().__init__()
+        self._lost = lost
+        self._asked: float | None = None
+
+    def __call__(self) -> bool:
+        if self._asked is not None and not self.happened:
+            if self._lost():
+                self._asked = None
+            elif time.monotonic() > self._asked + GRACE:
+                self.happened = True
+        return self.happened
+
+    def __enter__(self) -> RankInterrupt:
+        super().__enter__()
+        self.enter_context(handled(self._ask, "SIGTERM", "SIGHUP"))
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = time.monotonic()
 
 
 @contextmanager
@@ -54,13 +109,5 @@ def terminable() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    kinds = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    if threading.current_thread() is not threading.main_thread():  # only there Python allows a handler
+    with handled(end, "SIGTERM", "SIGHUP", unless=(signal.SIG_IGN,)):
         yield
-        return
-    before = [(kind, signal.signal(kind, end)) for kind in kinds if signal.getsignal(kind) is not signal.SIG_IGN]
-    try:
-        yield
-    finally:
-        for kind, handler in before:
-            signal.signal(kind, handler)

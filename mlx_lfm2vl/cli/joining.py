@@ -6,14 +6,16 @@ line, and Ctrl-C ends the process itself.
 
 from __future__ import annotations
 
+import argparse
 import signal
 import subprocess
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import OptionError, one_line
+from .inputs import reads_stdin
+from .interrupt import handled
 from .stderr import PROGRAM
 
 PATIENCE = 10  # seconds before the line
@@ -28,39 +30,20 @@ def joined_group() -> Any:
     launched = launch()
     if launched is None:
         return None
-    with said_late(launched.waits_for), ended_by_sigint():
+    # Ctrl-C ends the process as it ends programs of C, unless it is ignored or is dealt with outside of Python.
+    with said_late(launched.waits_for), handled(signal.SIG_DFL, "SIGINT", unless=(signal.SIG_IGN, None)):
         return launched_group()
 
 
-def refuse_stdin(*names: str | None) -> None:
-    """Raises `OptionError` where one of these inputs of a rank is stdin."""
-    if "-" in names:
+def refuse_stdin(args: argparse.Namespace) -> None:
+    """Raises `OptionError` where an input of a rank is stdin."""
+    if reads_stdin(args):
         raise OptionError("-: mlx.launch does not end what it gives to ranks on stdin; name a file")
 
 
 @contextmanager
 def said_late(line: str, seconds: float = PATIENCE) -> Iterator[None]:
     """Writes a line to stderr if the block takes longer than so many seconds."""
-    words = [f"{PROGRAM}: {one_line(line)}", str(seconds)]
-    with ExitStack() as stack:
-        shell = stack.enter_context(
-            subprocess.Popen(["/bin/sh", "-c", _SHELL, *words], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-        )
-        assert shell.stdin is not None
-        stack.callback(shell.stdin.close)
+    command = ["/bin/sh", "-c", _SHELL, f"{PROGRAM}: {one_line(line)}", str(seconds)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL):
         yield
-
-
-@contextmanager
-def ended_by_sigint() -> Iterator[None]:
-    """While the block runs, Ctrl-C ends the process as it ends programs of C, unless it is ignored or is dealt with
-    outside of Python."""
-    before = signal.getsignal(signal.SIGINT)
-    if before in (signal.SIG_IGN, None) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

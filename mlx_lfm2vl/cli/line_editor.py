@@ -8,7 +8,6 @@ import sys
 import termios
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -65,7 +64,7 @@ class LineEditor:
         termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._output.disable_bracketed_paste()
         self._output.flush()
         termios.tcsetattr(sys.stdin, termios.TCSANOW, self._before)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..errors import counted
+from ..errors import ConfigError, HubError, OptionError, counted
 from .stderr import note
 
 SUMMARY = "list or remove downloaded models"
@@ -29,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from .. import HubError, OptionError
     from ..hub import cache_folder, cached_models, of_page, remove_models
 
     names = list(dict.fromkeys(of_page(name)[0] for name in args.names))
@@ -62,7 +61,6 @@ def described(folder: Path | None, is_partial: bool) -> str:
     """The kind of a cached folder, in a few words."""
     from ..config import config_of, read_json
     from ..config.family import FAMILIES
-    from ..errors import ConfigError
 
     if folder is None:
         return "a download that broke off"

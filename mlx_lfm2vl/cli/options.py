@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..errors import did_you_mean
-from .default_model import MODEL_VARIABLE
+from .chosen import MODEL_VARIABLE
 from .stderr import print_error
 
 
@@ -84,7 +84,9 @@ SHARED: dict[str, dict[str, Any]] = {  # options that mean the same in several c
         "action": "store_true",
         "help": "write the names and shapes of the makers' repositories, which transformers loads (dense models only)",
     },
+    "--image": {"nargs": "+", "action": "extend", "metavar": "PICTURE"},
     "--json": {"action": "store_true", "help": "print one JSON object instead of the table"},
+    "--max-tokens -m": {"type": whole(1), "metavar": "N"},
     "--mlx-path": {"default": "mlx_model", "metavar": "FOLDER", "help": "folder to write (default: mlx_model)"},
     "--overwrite": {"action": "store_true", "help": "replace the folder if it is there"},
     "--kv-bits": {
@@ -204,14 +206,8 @@ def add_sampling(parser: Options, max_tokens: int | None = 512, *, form: bool = 
     """Length, sampling, seed and form, as `GenerationOptions` names them. None for `max_tokens`: it depends."""
     if form:
         add_form(parser)
-    parser.add_argument(
-        "--max-tokens",
-        "-m",
-        type=whole(1),
-        default=max_tokens,
-        metavar="N",
-        help=f"longest answer in tokens, 1 or more (default: {max_tokens or '512, or what suits the task'})",
-    )
+    longest = f"longest answer in tokens, 1 or more (default: {max_tokens or '512, or what suits the task'})"
+    add(parser, "--max-tokens -m", default=max_tokens, help=longest)
     group = parser.add_argument_group(
         "sampling",
         "without these, what the model's generation_config.json or its makers recommend, else the likeliest token "

@@ -1,4 +1,6 @@
-"""`batch` in rank 0 of `mlx.launch`: deals the rows by their cost, and takes the lines that the other ranks send.
+"""`batch` in ranks of `mlx.launch`: rank 0 deals the rows by their cost and takes the lines that the others send.
+
+Where rank 0 is lost, another rank answers the rest of its rows, too, and keeps them beside the output for the next run.
 
 to a rank      {"output", "settings"}            what is answered, before its rows are known
 from a rank    {"check"}                         the check of its own input
@@ -11,24 +13,40 @@ to a rank      {"lost": rank}, {"stop"}, {"bye"} another one is lost; Ctrl-C; th
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import heapq
+import os
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from .. import Completion
 from ..distributed.links import Came, Link
 from ..errors import DistributedError, counted
-from .in_order import InOrder
+from .answering import RowAnswers
+from .answers import KEPT, InOrder, Output, line_of
+from .interrupt import RankInterrupt
+from .rows import Row, Rows
 
 WAIT = 0.2  # seconds between two looks at what came, while nothing else is to do
 
 
+def arrived(came: Came, wait: float = 0.0) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """What has come; waits for the first, `wait` seconds at most."""
+    with contextlib.suppress(queue.Empty):
+        yield came.get(timeout=wait) if wait else came.get_nowait()
+        while True:
+            yield came.get_nowait()
+
+
 class Ranks:
-    """The other ranks, seen from rank 0, which alone calls it. `lost`: those that are gone."""
+    """The other ranks, seen from rank 0, which alone calls it. `alone`: there are none. `lost`: those that are gone."""
 
     def __init__(self, links: dict[int, Link], size: int, came: Came, check: str):
         """`check`: of the input, the same in all ranks."""
         self._links, self._came, self._check = links, came, check
+        self.alone = size == 1
         self.lost = [rank for rank in range(1, size) if rank not in links]
         self._busy: set[int] = set()
 
@@ -42,6 +60,8 @@ class Ranks:
     ) -> list[int]:
         """Deals the rows that are missing, and returns the numbers of those of rank 0; none where `stop` ended that.
         `output`: what stands behind the output's name. Raises `DistributedError` where a rank has another input."""
+        if self.alone:
+            return order.missing
         self.tell({"output": output, "settings": settings})
         self._busy = {rank for rank in self._links if rank not in self.lost}
         if not self.wait(order, stop):
@@ -57,23 +77,18 @@ class Ranks:
 
     def take(self, order: InOrder, wait: float = 0.0) -> None:
         """Writes the lines that have come; waits for the first, `wait` seconds at most."""
-        try:
-            while True:
-                rank, said = self._came.get(timeout=wait) if wait else self._came.get_nowait()
-                wait = 0.0
-                if said is None:
-                    self._lose(rank)
-                elif "line" in said:
-                    number, text, failed = said["line"]
-                    order.put(number, text.encode(), failed)
-                elif said.get("check", self._check) != self._check:
-                    raise DistributedError(
-                        f"rank {rank} has other rows or options than rank 0; the input must be the same everywhere"
-                    )
-                elif "check" not in said:
-                    self._busy.discard(rank)
-        except queue.Empty:
-            pass
+        for rank, said in arrived(self._came, wait):
+            if said is None:
+                self._lose(rank)
+            elif "line" in said:
+                number, text, failed = said["line"]
+                order.put(number, text.encode(), failed)
+            elif said.get("check", self._check) != self._check:
+                raise DistributedError(
+                    f"rank {rank} has other rows or options than rank 0; the input must be the same everywhere"
+                )
+            elif "check" not in said:
+                self._busy.discard(rank)
 
     def wait(self, order: InOrder, stop: Callable[[], bool]) -> bool:
         """Takes lines until every rank is ready, or done, or lost. False where `stop` ended that."""
@@ -114,3 +129,95 @@ def dealt_by_cost(costs: dict[int, int], ranks: int) -> list[list[int]]:
         dealt[rank].append(number)
         heapq.heappush(loads, (load + costs[number], rank))
     return [sorted(numbers) for numbers in dealt]
+
+
+class Dealer:
+    """Rank 0, seen from another one, which asks `stop` between its steps and works within `interrupt`'s block."""
+
+    def __init__(self, link: Link, came: Came, rank: int):
+        self.link, self._came, self.rank = link, came, rank
+        self.interrupt = RankInterrupt(self._is_lost)
+        self._said: list[dict[str, Any]] = []
+        self._others_lost = self._stopped = False
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next message of rank 0, None where it is lost or the work shall end."""
+        while not self._said and not self.link.lost.is_set() and not self.stop():
+            self._look(WAIT)
+        self._look()
+        return self._said.pop(0) if self._said else None
+
+    def stop(self) -> bool:
+        """Whether rank 0's user or a signal ends the work."""
+        self._look()
+        return self._stopped or self.interrupt()
+
+    def _is_lost(self) -> bool:
+        """Whether any rank is."""
+        self._look()
+        return self._others_lost or self.link.lost.is_set()
+
+    def _look(self, wait: float = 0.0) -> None:
+        for _, said in arrived(self._came, wait):
+            if said is not None:
+                self._others_lost |= "lost" in said
+                self._stopped |= "stop" in said
+                if not said.keys() & {"lost", "stop"}:
+                    self._said.append(said)
+
+
+def answer_dealt(args: argparse.Namespace, rows: Rows, dealer: Dealer, check: str) -> int:
+    """Answers what is dealt until there is no more. Raises `DistributedError` where rank 0 is lost."""
+    with dealer.interrupt:
+        answers = RowAnswers(args, rows)
+        while (opening := dealer.receive()) is not None and "output" in opening:
+            path, settings = f"{args.output}{opening['output']}{KEPT}{dealer.rank}", opening["settings"]
+            dealer.link.send({"check": check})
+            sent = _send_kept(path, rows, dealer, settings)
+            dealer.link.send({"ready": True})
+            if (dealt := dealer.receive()) is None:
+                break
+            if sent is not None:
+                sent.remove()
+            kept = _answer(answers(dealt["numbers"], dealer.stop), dealer, path, settings)
+            if kept and not dealer.stop():
+                raise DistributedError(
+                    f"rank 0 is lost; {counted(kept, 'row', be=True)} kept in {path}; the same command goes on"
+                )
+            dealer.link.send({"end": True})
+        if dealer.stop():
+            return 130
+        if opening is None or "bye" not in opening:
+            raise DistributedError("rank 0 is lost; the same command goes on from what is there")
+    return 0
+
+
+def _send_kept(path: str, rows: Rows, dealer: Dealer, settings: str) -> Output | None:
+    """Sends what an earlier run has kept here."""
+    if not os.path.exists(path):
+        return None
+    kept = Output.left(path, False, settings, lambda: rows)
+    for number in kept.lines:
+        dealer.link.send(_line(number, *kept.taken(number)))
+    return kept
+
+
+def _answer(answered: Iterable[tuple[Row, Completion | None]], dealer: Dealer, path: str, settings: str) -> int:
+    """Sends the lines of rows as they are answered; returns how many are kept at `path`, as rank 0 is lost."""
+    count = 0
+    with contextlib.ExitStack() as stack:
+        kept: Output | None = None
+        for row, answer in answered:
+            line, failed = line_of(settings, row, answer)
+            if kept is None and dealer.link.send(_line(row.number, line, failed)):
+                continue
+            if kept is None:
+                kept = stack.enter_context(Output(path, True, settings))
+                kept.begin()
+            kept.append(row.number, line, failed)
+            count += 1
+    return count
+
+
+def _line(number: int, line: bytes, failed: bool) -> dict[str, Any]:
+    return {"line": [number, line.decode(), failed]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from ..errors import OptionError
 from .generate import for_stdout
 from .stderr import note
 from .tasks import add_files, add_task, do
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from .. import OptionError, ReadTask, draw_boxes
+    from .. import ReadTask, draw_boxes
 
     def task(recipe: Recipe) -> ReadTask:
         if args.draw and recipe.layout is None:

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
 import shutil
 import sys
 import tempfile
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from .. import Completion, ConstraintError, GenerationOptions, GenerationRequest, Lfm2VlError, OptionError, PromptError
+from .. import Completion, GenerationOptions, GenerationRequest, Lfm2VlError, OptionError, PromptError
 from ..config.files import finite_number, no_number
+from ..processing.json_lines import fault
 from ..processing.open_file import beside, file_and_pages
 from ..processing.picture_keys import misspelt, names_video, pictures_key, prompt_key, videos_key
 from ..tasks.task import Task
-from .chosen import SAMPLING
-from .forms import FIELDS, row_form
-from .inputs import STDIN
-from .picture_folder import pictures_in
-from .row_tasks import check_row, finish, joined
-from .videos import default_prompt, is_video
+from .chosen import FIELDS, SAMPLING, row_form
+from .inputs import STDIN, default_prompt, is_video, pictures_in
 
 NO_TMPDIR = "a temporary folder; TMPDIR must name one that can be written"
-RESULT = (
-    "settings",
-    "text",
-    "result",
-    "tool_text",
-    "finish_reason",
-    "prompt_tokens",
-    "image_tokens",
-    "generated_tokens",
-    "error",
+RESULT = (  # fields of the answer
+    *("settings", "text", "result", "tool_text", "finish_reason"),
+    *("prompt_tokens", "image_tokens", "generated_tokens", "error"),
 )
+NAMED = ("detect", "point")  # tasks whose rows name what to find, as their prompt
 _LONG_OPTIONS = tuple(name for name in SAMPLING if len(name) > 8)  # short ones are near to other words
 _OTHER_NAMES = {
     **dict.fromkeys(("max_token", "maxtokens", "max_new_tokens", "max_completion_tokens", "max_length"), "max_tokens"),
@@ -61,51 +52,34 @@ class Row:
     answers: list[Completion] = field(default_factory=list)
     result: Any = None
 
-    @property
-    def formed(self) -> bool:
-        """Whether its answer is held to a form."""
-        return self.question is not None and self.question.options.response_format is not None
-
 
 class Rows:
-    """All rows of an input, in order; each is read when it is needed. `options` are those of rows that say nothing."""
+    """All rows of an input, in order; each is read when it is needed. `prompt` and `options` are those of rows that say
+    nothing."""
 
-    def __init__(
-        self,
-        inputs: Sequence[str],
-        prompt: str | None,
-        system: str | None,
-        options: GenerationOptions,
-        control_tokens: bool = False,
-        recursive: bool = False,
-        task: str | None = None,
-        fps: float | None = None,
-    ):
-        self._prompt, self._system, self._task, self._fps = prompt, system, task, fps
-        self.options, self._control_tokens = options, control_tokens
+    def __init__(self, args: argparse.Namespace, prompt: str | None, options: GenerationOptions):
+        self._args, self._prompt, self.options, inputs = args, prompt, options, args.input
         self._file: Path | None = None
         self._stdin: BinaryIO | None = None
         self._pictures: list[str] = []
         if any(name == STDIN or name.endswith(".jsonl") for name in inputs) and len(inputs) > 1:
             raise OptionError("a .jsonl file or - is the whole input; give one, or pictures")
-        if inputs[0] == STDIN:
-            self._file, self._stdin = Path(STDIN), _kept()
-            self._length = sum(1 for line in self._lines() if line.strip())
-        elif inputs[0].endswith(".jsonl"):
+        if inputs[0] == STDIN or inputs[0].endswith(".jsonl"):
             self._file = Path(os.path.expanduser(inputs[0]))
+            self._stdin = _kept() if inputs[0] == STDIN else None
             try:
-                if self._file.exists() and not self._file.is_file():
+                if self._stdin is None and self._file.exists() and not self._file.is_file():
                     raise OptionError(f"{inputs[0]}: is not a regular file; rows are read more than once")
-                with self._file.open("rb") as lines:
-                    self._length = sum(1 for line in lines if line.strip())
+                self._length = sum(1 for line in self._lines() if line.strip())
             except OSError as error:
                 raise OptionError(f"{inputs[0]}: cannot be read ({error.strerror or error})") from None
         else:
-            self._pictures = pictures_in(inputs, recursive, videos=task is None)
+            self._pictures = pictures_in(inputs, args.recursive, videos=args.task is None)
             self._length = len(self._pictures)
+        self._folder = Path() if self._file is None else self._file.parent  # from which rows name files
         if not self._length:
             raise OptionError(f"{inputs[0]}: has no rows")
-        if fps is not None and not any(names_video(*each) for row in self._read() for each in row.fields.items()):
+        if args.fps is not None and not any(names_video(*each) for row in self for each in row.fields.items()):
             raise OptionError('--fps counts frames of videos, and INPUT has none; rows name animations as "video"')
 
     def __len__(self) -> int:
@@ -113,27 +87,23 @@ class Rows:
 
     def reads(self, path: str) -> bool:
         """Whether `path` is what the rows come from."""
-        files = [file_and_pages(name)[0] for name in self._names()]
+        names = self._pictures if self._file is None else [] if self._stdin else [str(self._file)]
+        files = [file_and_pages(name)[0] for name in names]
         return os.path.exists(path) and any(file.exists() and file.samefile(path) for file in files)
 
     def __iter__(self) -> Iterator[Row]:
-        for number, row in enumerate(self._read(), 1):
+        lines = (self._row(line, number) for number, line in enumerate(self._lines(), 1) if line.strip())
+        rows = lines if self._file is not None else map(self._of_picture, self._pictures)
+        for number, row in enumerate(rows, 1):
             row.number = number
             yield row
 
-    def _read(self) -> Iterator[Row]:
-        if self._file is None:
-            for picture in self._pictures:
-                moving = is_video(picture)
-                prompt = self._prompt or ("" if self._task else default_prompt(moving, not moving))
-                fields = {"id": picture, "video" if moving else "image": picture}
-                fields |= {"prompt": prompt} if prompt else {}
-                images, videos = ([], [picture]) if moving else ([picture], [])
-                yield Row(fields, self._request(prompt, images, self._system, self.options, self._moving(videos)))
-            return
-        for number, line in enumerate(self._lines(), 1):
-            if line.strip():
-                yield self._row(line, number)
+    def _of_picture(self, picture: str) -> Row:
+        moving = is_video(picture)
+        prompt = self._prompt or ("" if self._args.task else default_prompt(moving, not moving))
+        fields = {"id": picture, "video" if moving else "image": picture}
+        fields |= {"prompt": prompt} if prompt else {}
+        return Row(fields, self._question(fields))
 
     def _lines(self) -> Iterator[bytes]:
         if self._stdin is None:
@@ -157,13 +127,10 @@ class Rows:
         """The rows with these numbers."""
         return (row for row in self if row.number in numbers)
 
-    def _names(self) -> list[str]:
-        return self._pictures if self._file is None else [] if self._stdin else [str(self._file)]
-
     def _row(self, line: bytes, number: int) -> Row:
         fields: dict[str, Any] = {"id": number}
         try:
-            data = json.loads(line.decode("utf-8-sig"), parse_constant=no_number, parse_float=finite_number)
+            data = json.loads(line.decode("utf-8-sig").rstrip(), parse_constant=no_number, parse_float=finite_number)
             if not isinstance(data, dict):
                 raise PromptError("is not an object")
             fields |= data
@@ -173,11 +140,7 @@ class Rows:
             question = self._question(data)
             return Row(fields, question, prompt=None if "prompt" in data else str(question.prompt))
         except ValueError as error:  # of json, of UTF-8, and the library's own
-            known = (
-                str(error)
-                if isinstance(error, (PromptError, ConstraintError, OptionError))
-                else f"is not JSON ({error})"
-            )
+            known = str(error) if isinstance(error, Lfm2VlError) else f"is not JSON ({fault(error)})"
             kept = {name: value for name, value in fields.items() if name not in RESULT}
             return Row(kept, error=f"line {number}: {known}")
         except RecursionError:
@@ -198,33 +161,32 @@ class Rows:
             raise PromptError(f'"{key}" is not read; call it "prompt"')
         images = self._sources(data, given, "image")
         videos = self._sources(data, moving, "video")
-        asks = (images or videos) and not self._task
+        asks = (images or videos) and not self._args.task
         prompt = data.get("prompt", self._prompt or (default_prompt(videos, images) if asks else ""))
-        if self._task is not None:
-            check_row(self._task, data, prompt)
-        system = data.get("system", self._system)
+        if task := self._args.task:
+            if task in NAMED and not prompt:
+                raise PromptError(f'{task} needs the name of what to find as "prompt"')
+            if task not in NAMED and "prompt" in data:
+                raise PromptError(f'{task} asks by itself; leave "prompt" out')
+            if "system" in data:
+                raise PromptError(f'{task} has its own system prompt; leave "system" out')
+        system = data.get("system", self._args.system)
         if not isinstance(prompt, str) or not (system is None or isinstance(system, str)):
             raise PromptError('"prompt" and "system" must be strings')
-        assert self._file is not None
-        options = self.options
-        if (form := row_form(data, self._file.parent)) is not None:
-            options = replace(options, response_format=form)
-        options = replace(options, **{name: data[name] for name in SAMPLING if data.get(name) is not None})
-        return self._request(prompt, images, system, options, self._moving(videos, data.get("fps")))
+        own = {name: data[name] for name in SAMPLING if data.get(name) is not None}
+        if (form := row_form(data, self._folder)) is not None:
+            own["response_format"] = form
+        fps = self._args.fps if data.get("fps") is None else data["fps"]
+        return GenerationRequest(
+            *(prompt, images or None, system),
+            options=replace(self.options, **own),
+            control_tokens=self._args.control_tokens,
+            videos=[{"video": video, "fps": fps} for video in videos] or None,
+        )
 
     def _asked_as(self, data: Mapping[str, Any]) -> str | None:
         """The key that holds a prompt under another name, where there is none."""
-        return None if self._task or self._prompt or "prompt" in data else prompt_key(data)
-
-    def _request(
-        self, prompt: str, images: list[str], system: str | None, options: GenerationOptions, videos: list[Any]
-    ) -> GenerationRequest:
-        given = {"options": options, "control_tokens": self._control_tokens, "videos": videos or None}
-        return GenerationRequest(prompt, images or None, system, **given)  # type: ignore[arg-type]
-
-    def _moving(self, videos: list[str], fps: Any = None) -> list[Any]:
-        """The videos of a row, with the frames of a second that it says."""
-        return [{"video": video, "fps": self._fps if fps is None else fps} for video in videos]
+        return None if self._args.task or self._prompt or "prompt" in data else prompt_key(data)
 
     def _sources(self, data: Mapping[str, Any], key: str | None, of: str) -> list[str]:
         """The pictures or videos of a row's key. Raises `PromptError`."""
@@ -233,8 +195,7 @@ class Rows:
             raise PromptError(f'"{key}" is empty; leave it out, or name a {"picture" if of == "image" else of}')
         if not all(isinstance(each, str) for each in given):
             raise PromptError(f'"{of}" must be a path, a URL, a data URI or a list of them')
-        assert self._file is not None
-        return [beside(each, self._file.parent) for each in given]
+        return [beside(each, self._folder) for each in given]
 
 
 def _kept() -> BinaryIO:
@@ -248,44 +209,3 @@ def _kept() -> BinaryIO:
     except OSError as error:
         raise OptionError(f"-: rows cannot be kept in {NO_TMPDIR} ({error.strerror or error})") from None
     return file
-
-
-@dataclass
-class Waiting:
-    """Rows on their way through a batch: those that ask nothing wait for their turn in the output. `tasks` makes the
-    requests of a row; without it a row is one request."""
-
-    rows: Iterable[Row]
-    tasks: Callable[[GenerationRequest], tuple[Task[Any] | None, list[GenerationRequest]]] | None = None
-    _begun: deque[Row] = field(default_factory=deque)
-
-    def questions(self) -> Iterator[GenerationRequest]:
-        for row in self.rows:
-            if row.question is not None:
-                try:
-                    row.task, row.requests = (None, [row.question]) if self.tasks is None else self.tasks(row.question)
-                except Lfm2VlError as error:
-                    row.error = str(error)
-            self._begun.append(row)
-            yield from row.requests
-
-    def answered(self, made: Completion) -> Iterator[tuple[Row, Completion | None]]:
-        """The rows that can be written when the next answer is there, with what they were answered."""
-        while not self._begun[0].requests:
-            yield self._begun.popleft(), None
-        row = self._begun[0]
-        row.answers.append(made)
-        if len(row.answers) < len(row.requests):
-            return
-        self._begun.popleft()
-        if row.task is not None:
-            try:
-                row.result = finish(row.task, row.requests, row.answers)
-            except Lfm2VlError as error:
-                row.error = str(error)
-        yield row, joined(row.answers)
-
-    def rest(self) -> Iterator[Row]:
-        """The rows after the last answer."""
-        while self._begun:
-            yield self._begun.popleft()

@@ -7,8 +7,8 @@ import os
 import warnings
 from typing import Any
 
-from .chosen import chosen_draft, picture_overrides, vision_cache_folder
-from .default_model import MODEL_VARIABLE, default_model
+from ..errors import AnswerWarning, OptionError
+from .chosen import MODEL_VARIABLE, chosen_draft, default_model, picture_overrides, vision_cache_folder
 from .options import add, add_decoding, add_picture_policy, real, whole
 from .stderr import note
 
@@ -99,7 +99,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from ..errors import AnswerWarning, OptionError
     from ..processing.fetch import SourcePolicy
 
     try:
@@ -180,8 +179,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _key(args: argparse.Namespace) -> str | None:
     """The API key, if there is one. Raises `OptionError`."""
-    from ..errors import OptionError
-
     key = os.environ.get(KEY_VARIABLE)
     if args.api_key_file is not None:
         try:

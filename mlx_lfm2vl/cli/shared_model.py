@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import DistributedError, Lfm2VlError, OptionError
 from .chosen import load_model
+from .interrupt import GRACE
 from .joining import joined_group, refuse_stdin
-from .rank_interrupt import GRACE
 from .stderr import print_error
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 ENDED = "rank 0 has ended"  # by an error that it has told
 LOST = "is lost, and its part of the model; start the command again"
-PROMPTS = ("prompt", "prompt_file")  # options that name one
 LOOK = 0.2  # seconds between two looks at the links
 
 
@@ -39,8 +38,7 @@ def run_shared(args: argparse.Namespace, run: Callable[[argparse.Namespace], int
         return run(args)
     if args.command == "serve":
         _name_one_model(args)
-    named = (getattr(args, name, None) or () for name in ("image", "video"))
-    refuse_stdin(*(each for names in named for each in names), *(getattr(args, name, None) for name in PROMPTS))
+    refuse_stdin(args)
     from ..distributed.links import Came, connect
 
     came = Came()

@@ -18,38 +18,36 @@ from ..errors import one_line
 PROGRAM = "mlx-lfm2vl"
 UNITS = {"weights": "B", "download": "B"}  # others count samples
 DELAY, PERIOD = 0.3, 0.1  # seconds before a spinner appears, and between its frames
+PATIENCE = 5.0  # seconds before a line of progress, where stderr is no terminal, and between two
 _CLEAR = b"\r\x1b[K"
 _LINE = threading.RLock()  # held by whoever writes to stderr
 _drawn: set[int] = set()  # descriptors of terminals whose line is a spinner's
 
 
-class Bars:
+class Bars(contextlib.ExitStack):
     """A bar for each stage that the library reports (`bars(stage, done, total)`), with the time left.
 
-    Nothing is drawn where stderr is no terminal. Closes the bars at the end of its `with` block.
+    Where stderr is no terminal, nothing is drawn; with `plain` a line says each tenth of a stage that takes long.
+    Closes the bars at the end of its `with` block.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, plain: bool = False) -> None:
+        super().__init__()
         self._bars: dict[str, Any] = {}
-
-    def __enter__(self) -> Bars:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        for bar in self._bars.values():
-            bar.close()
+        self._plain = plain and not sys.stderr.isatty()
+        self._told, self._said = ("", 0), time.monotonic()  # what the last line was about, and when it was
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         from tqdm import tqdm  # type: ignore[import-untyped]
 
+        tenth = (stage, 10 * done // max(total, 1))
+        if self._plain and tenth != self._told and time.monotonic() - self._said >= PATIENCE:
+            note(f"{stage}: {100 * done // max(total, 1)} %")
+            self._told, self._said = tenth, time.monotonic()
         if stage not in self._bars:
             unit = UNITS.get(stage, "")
-            self._bars[stage] = tqdm(
-                total=total, desc=stage, unit=unit or "it", unit_scale=bool(unit), disable=None, dynamic_ncols=True
-            )
+            how = {"unit": unit or "it", "unit_scale": bool(unit), "disable": None, "dynamic_ncols": True}
+            self._bars[stage] = self.enter_context(tqdm(total=total, desc=stage, **how))
         bar = self._bars[stage]
         bar.total = total  # that of a download grows as files begin
         bar.update(done - bar.n)
@@ -57,23 +55,23 @@ class Bars:
             bar.close()
 
 
-class Spinner:
-    """A turning line that says what is done while a person waits, and for how many seconds; gone at `end`, or at the
+class Spinner(contextlib.ExitStack):
+    """A turning line that says what is done while a person waits, and for how many seconds; gone at `close`, or at the
     end of its `with` block. Nothing is drawn where stderr is no terminal, and of what takes less than `DELAY`."""
 
     def __init__(self, what: str):
+        super().__init__()
         self._what, self._ended = what, threading.Event()
-        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Spinner:
         if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             self._terminal = os.dup(sys.stderr.fileno())  # that of stderr may lead elsewhere while a picture is read
-            self._thread = threading.Thread(target=self._turn, name="mlx-lfm2vl spinner", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._turn, name="mlx-lfm2vl spinner", daemon=True)
+            thread.start()
+            self.callback(os.close, self._terminal)
+            self.callback(thread.join)
+            self.callback(self._ended.set)  # in the end the last is done first
         return self
-
-    def __exit__(self, *error: object) -> None:
-        self.end()
 
     def show(self, what: str) -> None:
         """Says this from here on; an empty text hides the line."""
@@ -82,14 +80,6 @@ class Spinner:
     def count(self, done: int, total: int) -> None:
         """Says how many tokens of a prompt are done; the last one's answer comes next."""
         self.show(f"reading the prompt, {done} of {total} tokens" if done < total else "answering")
-
-    def end(self) -> None:
-        """Takes the line away; a second call does nothing."""
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-            os.close(self._terminal)
 
     def _turn(self) -> None:
         begun, wait = time.monotonic(), DELAY

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 from .. import OutputError
+from .answers import replaced
 from .rows import RESULT
 
 COLUMNS = [name for name in RESULT if name != "settings"]
@@ -24,25 +22,17 @@ def check_table(table: str, lines: str) -> None:
 
 
 def write_table(table: str, lines: str) -> None:
-    """Writes the rows of the file `lines` to `table`: texts as they are, other values as JSON. Whatever happens, the
-    table is as before or as after. Raises `OutputError`."""
+    """Writes the rows of the file `lines` to `table`: texts as they are, other values as JSON. Raises
+    `OutputError`."""
     names: dict[str, None] = {}
     for row in _rows(lines):
         names |= dict.fromkeys(name for name in row if name not in RESULT)
-    path, new = os.path.realpath(table), ""
-    try:
-        number, new = tempfile.mkstemp(prefix=f"{os.path.basename(path)}.", dir=os.path.dirname(path))
-        with open(number, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow([*names, *COLUMNS])
-            for row in _rows(lines):
-                writer.writerow([_cell(row.get(name)) for name in (*names, *COLUMNS)])
-        shutil.copymode(lines, new)
-        os.replace(new, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(new)
-        raise OutputError(f"{table}: cannot be written ({error.strerror or error})") from None
+    how: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    with replaced(table, lines) as new, open(new, "w", **how) as file:
+        writer = csv.writer(file)
+        writer.writerow([*names, *COLUMNS])
+        for row in _rows(lines):
+            writer.writerow([_cell(row.get(name)) for name in (*names, *COLUMNS)])
 
 
 def _rows(path: str) -> Iterator[dict[str, Any]]:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AnswerError, OptionError, OutputError
+from ..errors import OptionError, OutputError
 from .chosen import load_model, sampling_options, source_policy
 from .generate import for_stdout
 from .inputs import check_output, load_pictures, shortened
-from .interrupt import Interrupt
+from .interrupt import answering
 from .options import add, add_model, add_pictures, add_sampling
 from .stderr import Spinner, note
 
@@ -28,11 +28,11 @@ def add_task(parser: argparse.ArgumentParser, max_tokens: int, named: bool = Fal
     """The options of all tasks; with `named` also what is looked for, and then each picture needs its own --image, as
     the name may stand behind it."""
     add_model(parser)
-    several = {"action": "append"} if named else {"action": "extend", "nargs": "+"}
-    ending = "may be given again" if named else "several here, or by --image again"
-    parser.add_argument("--image", **several, required=True, metavar="PICTURE", help=f"{PICTURE}; {ending}")  # type: ignore[arg-type]
     if named:
+        add(parser, "--image", action="append", nargs=None, required=True, help=f"{PICTURE}; may be given again")
         parser.add_argument("what", metavar="WHAT", help='the name of what to look for, such as "red cars"')
+    else:
+        add(parser, "--image", required=True, help=f"{PICTURE}; several here, or by --image again")
     add(parser, "--recipe")
     add(parser, "--json", help="print one JSON object")
     add_sampling(parser, max_tokens, form=False)
@@ -108,25 +108,20 @@ def do(args: argparse.Namespace, make: Callable[..., Any]) -> Found:
     recipe = recipe_of(model, args.recipe)
     task = make(recipe)
     pictures = [load_image(picture, policy, processor.image_processor.config) for _, picture in loaded]
-    with Interrupt() as interrupt, Spinner("reading the prompt") as spinner:
-        try:
-            how: TaskArguments = {"options": options, "stop": interrupt, "progress": spinner.count}
-            result = run(model, processor, task, pictures, **how)
-        except AnswerError:
-            if interrupt.happened:
-                raise KeyboardInterrupt from None
-            raise
+    with answering() as (interrupt, spinner):
+        how: TaskArguments = {"options": options, "stop": interrupt, "progress": spinner.count}
+        result = run(model, processor, task, pictures, **how)
     return Found(args, result, recipe.name, [shortened(name) for name, _ in loaded], pictures)
 
 
 def print_found(head: Sequence[str], rows: Sequence[Sequence[Any]], several: bool) -> None:
     """A table of what was found, if anything was: numbers to the right, and with `several` pictures their names."""
-    lines = [head, *([f"{cell:.1f}" if isinstance(cell, float) else cell for cell in row] for row in rows)]
+    lines = [head, *([cell if isinstance(cell, str) else f"{cell:.1f}" for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines if rows else ():
         cells = [
-            cell.rjust(width) if isinstance(shown, float) else cell.ljust(width)
-            for cell, width, shown in zip(line, widths, rows[-1], strict=True)
+            cell.ljust(width) if isinstance(given, str) else cell.rjust(width)
+            for cell, width, given in zip(line, widths, rows[-1], strict=True)
         ]
         print(for_stdout("  ".join(cells[not several :]).rstrip()), flush=True)
 

@@ -6,14 +6,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import one_line
+from ..errors import ImageError, one_line
 from .chat_help import completions
-from .inputs import expand, load_pictures
+from .inputs import expand, is_video, load_pictures, load_videos, size
+from .interrupt import answering
 from .stderr import Spinner, print_stderr, wrapped
-from .videos import is_video, load_videos, size
 
 if TYPE_CHECKING:
     from .. import GenerationResponse, SourcePolicy
@@ -27,29 +26,26 @@ def unfinished(text: str) -> bool:
     return text.startswith(BLOCK) and BLOCK not in text[len(BLOCK) :]
 
 
-class Terminal:
+class Terminal(contextlib.ExitStack):
     """Reads messages and shows answers. Prompts, hints and colours appear only where a person sees them; a person's
     keys are read within its `with` block."""
 
     def __init__(
         self, verbose: bool, policy: SourcePolicy, color_management: bool | None = None, fps: float | None = None
     ):
+        super().__init__()
         self.verbose, self.policy, self.color_management, self.fps = verbose, policy, color_management, fps
         self.interactive = sys.stdin.isatty()
         colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self._colour, self._dim = sys.stdout.isatty() and colours, sys.stderr.isatty() and colours
         self._editor: LineEditor | None = None
-        self._close = contextlib.ExitStack()
 
     def __enter__(self) -> Terminal:
         if self.interactive and sys.stdout.isatty():
             from .line_editor import LineEditor
 
-            self._editor = self._close.enter_context(LineEditor(completions, unfinished, self._colour))
+            self._editor = self.enter_context(LineEditor(completions, unfinished, self._colour))
         return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._close.close()
 
     def read(self) -> str | None:
         """The next message, None at the end of input. Ctrl-C at the prompt drops the text that was begun."""
@@ -82,13 +78,12 @@ class Terminal:
         """Prints `answer(stop=...)` as it comes; returns the last response. Ctrl-C stops it; where nobody types, the
         program too. `drafts`: whether it was to have some."""
         from .generate import for_stdout, report
-        from .interrupt import Interrupt
 
         begun, last = False, None
-        with Interrupt() as interrupt, Spinner("reading the prompt") as spinner:
+        with answering() as (interrupt, spinner):
             try:
                 for last in answer(stop=interrupt, progress=spinner.count):
-                    spinner.end()
+                    spinner.close()
                     begun = True
                     print(for_stdout(last.text + last.tool_text), end="", flush=True)
             finally:
@@ -109,7 +104,6 @@ class Terminal:
     ) -> list[tuple[str, Any]]:
         """The pictures and videos of these names and patterns with what they are called; all are videos if `moving`. A
         hint names each, and the message that it comes with. Raises `ImageError`."""
-        from .. import ImageError
         from ..processing.load_image import Picture
 
         if "-" in names:

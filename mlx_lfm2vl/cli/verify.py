@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..config.files import writing
 from .stderr import Bars
 
 SUMMARY = "measure what a quantised model lost"
@@ -31,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises `Lfm2VlError` for whatever the user can put right."""
-    from .. import OutputError
     from ..conversion import plot
     from ..conversion.quantization_error import measure
     from ..hub import resolve
@@ -43,12 +43,8 @@ def run(args: argparse.Namespace) -> int:
     if changes := report.changes():
         print(f"\n{changes}")
     if args.report:
-        folder = Path(args.report).expanduser()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
+        with writing(args.report) as folder:
             report.write(folder)
             if plot.available():
                 plot.plot_errors(report, folder / plot.ERRORS_FILE)
-        except OSError as error:
-            raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from None
     return 0

@@ -61,6 +61,8 @@ def writing(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """The folder, made if need be, into which a `with` block writes. Raises `OutputError` where that fails."""
     target = Path(folder).expanduser()
     try:
+        if target.is_file():
+            raise OutputError(f"{target}: is a file, where a folder is wanted; name another one")
         target.mkdir(parents=True, exist_ok=True)
         yield target
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +11,11 @@ from ..config import parse_json
 from ..errors import OptionError, PromptError
 
 Row = TypeVar("Row")
+
+
+def fault(error: ValueError) -> str:
+    """What is wrong with the JSON of a line, whose number is known: of the place in it only the column, from 1."""
+    return f"{error.msg}, column {error.colno}" if isinstance(error, JSONDecodeError) else str(error)
 
 
 def each_row(file: Path, read: Callable[[Any, Path], Row]) -> list[tuple[int, Row]]:
@@ -40,7 +46,7 @@ def each_row(file: Path, read: Callable[[Any, Path], Row]) -> list[tuple[int, Ro
         try:
             data = parse_json(line.decode("utf-8-sig"))
         except ValueError as error:
-            raise PromptError(f"{where}: is not JSON ({error})") from None
+            raise PromptError(f"{where}: is not JSON ({fault(error)})") from None
         try:
             rows.append((number, read(data, file.parent)))
         except PromptError as error:
