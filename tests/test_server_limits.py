@@ -20,6 +20,7 @@ from mlx_lfm2vl import ConstraintError, SourcePolicy
 from mlx_lfm2vl.server import task_requests, tools
 from mlx_lfm2vl.server.answering import Answering, is_light
 from mlx_lfm2vl.server.api_request import Rules
+from mlx_lfm2vl.server.app import PAGE_HEADERS
 from mlx_lfm2vl.server.fields import Fields
 from mlx_lfm2vl.server.limits import Limits
 
@@ -392,6 +393,13 @@ def test_a_file_of_the_page_is_only_read(server):
     status, headers, body = server.raw("POST", "/static/index.html")
     assert status == 405 and headers["allow"] == "GET, HEAD"
     assert body["error"]["message"] == "/static/index.html takes GET, HEAD, not POST"
+
+
+@pytest.mark.parametrize(("range", "expected"), [("bytes=0-3", 206), ("bytes=9999999-", 416), ("lines=1", 400)])
+def test_a_part_of_a_file_of_the_page_has_its_headers(server, range, expected):
+    status, headers, _ = server.raw("GET", "/static/index.html", range=range)
+    assert status == expected
+    assert [headers[name] for name in PAGE_HEADERS] == list(PAGE_HEADERS.values())
 
 
 def test_the_time_of_the_first_piece_counts_from_the_body(narrow):
