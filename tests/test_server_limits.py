@@ -16,12 +16,14 @@ import openai
 import pytest
 from servers import about, data_uri, serving, settings_of, until
 
-from mlx_lfm2vl import ConstraintError, SourcePolicy
-from mlx_lfm2vl.server import task_requests, tools
+from mlx_lfm2vl import ConstraintError, GenerationOptions, QueueFullError, SourcePolicy
+from mlx_lfm2vl.server import openai_chat_answer, task_requests, tools
 from mlx_lfm2vl.server.answering import Answering, is_light
-from mlx_lfm2vl.server.api_request import Rules
+from mlx_lfm2vl.server.api_request import ApiRequest, Rules
+from mlx_lfm2vl.server.app import PAGE_HEADERS
 from mlx_lfm2vl.server.fields import Fields
 from mlx_lfm2vl.server.limits import Limits
+from mlx_lfm2vl.server.log import RequestRecord
 
 SMALL = Limits(  # no seconds that a client of a busy machine may need
     body_bytes=200_000,
@@ -394,6 +396,13 @@ def test_a_file_of_the_page_is_only_read(server):
     assert body["error"]["message"] == "/static/index.html takes GET, HEAD, not POST"
 
 
+@pytest.mark.parametrize(("range", "expected"), [("bytes=0-3", 206), ("bytes=9999999-", 416), ("lines=1", 400)])
+def test_a_part_of_a_file_of_the_page_has_its_headers(server, range, expected):
+    status, headers, _ = server.raw("GET", "/static/index.html", range=range)
+    assert status == expected
+    assert [headers[name] for name in PAGE_HEADERS] == list(PAGE_HEADERS.values())
+
+
 def test_the_time_of_the_first_piece_counts_from_the_body(narrow):
     client, known = narrow.openai(), len(narrow.lines)
     with client.chat.completions.create(model="model", messages=TEXT, stream=True) as stream:
@@ -432,4 +441,26 @@ def test_a_body_is_let_go_once_it_is_read(more, beside):
             return thread
 
     assert (asyncio.run(read()) is not threading.current_thread()) == beside
+    answering.close()
+
+
+def test_choices_hold_the_options_of_a_request_once():
+    """They may be large: a bias for every token."""
+    taken: list[Any] = []
+
+    def submit(**given: Any) -> Any:
+        taken.append(given["options"])
+        if len(taken) == 3:
+            raise QueueFullError("full")
+        return SimpleNamespace(so_far=lambda: None, cancel=lambda: None)
+
+    pictures = SimpleNamespace(config=SimpleNamespace(coarsest={}, finest={}))
+    model = SimpleNamespace(engine=SimpleNamespace(submit=submit), processor=SimpleNamespace(image_processor=pictures))
+    models = SimpleNamespace(use=lambda id: contextlib.nullcontext(model), find=lambda id: SimpleNamespace(id=id))
+    answering = Answering(cast(Any, models), Rules())
+    asked = ApiRequest("model", TEXT, None, GenerationOptions(logit_bias={7: 1.0}), {}, choices=3)
+    record, sent = RequestRecord("POST", "/", ""), cast(Any, None)
+    with pytest.raises(QueueFullError):
+        asyncio.run(answering.answer(cast(Any, openai_chat_answer), asked, record, sent))
+    assert [each is asked.options for each in taken] == [True] * 3
     answering.close()

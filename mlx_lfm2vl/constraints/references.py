@@ -165,7 +165,8 @@ def _in_order(nodes: Nodes) -> list[Pointer]:
     try:
         return list(TopologicalSorter(inner).static_order())
     except CycleError as error:
-        first = next(pointer for pointer in nodes if pointer in error.args[1])
+        cycle = set(error.args[1])
+        first = next(pointer for pointer in nodes if pointer in cycle)
         refuse(first, "leads back to itself without a property or an item between")
 
 

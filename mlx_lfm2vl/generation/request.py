@@ -70,7 +70,8 @@ class GenerationRequest:
             raise OptionError(f"n is {n!r}, expected an integer from 1 to {MAX_ANSWERS}")
         seed = self.options.seed
         seeds = [None if seed is None else (seed + k) % 2**64 for k in range(n)]
-        return [replace(self, options=replace(self.options, seed=each)) for each in seeds]
+        others = [self.options if each == seed else replace(self.options, seed=each) for each in seeds]
+        return [replace(self, options=each) for each in others]
 
 
 @dataclass(eq=False, repr=False)

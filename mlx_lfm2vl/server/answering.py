@@ -142,7 +142,7 @@ class Answering:
         async with until(self._end(asked, record)) as limit, self.models.use(asked.model) as model:
             assert model.processor is not None
             overrides = {**detail_overrides(asked.detail, model.processor), **asked.image_overrides}
-            options = replace(asked.options, draft=self.draft)
+            options = asked.options if self.draft is None else replace(asked.options, draft=self.draft)
             question = GenerationRequest(asked.messages, tools=asked.tools, options=options, image_overrides=overrides)
             async with submitted(model, question.repeat(asked.choices), limit, record) as requests:
                 yield requests, model.processor.tokenizer
