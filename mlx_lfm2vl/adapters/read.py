@@ -106,6 +106,7 @@ def _read(place: Path, file: Path, config: Mapping[str, Any]) -> Adapter:
     return Adapter(place, (file,), layers, saved, base if isinstance(base, str) else None)
 
 
+@computing
 def unfinished(folder: Path) -> str:
     """The words for an adapter whose training has not done all of its steps; none where it has, or nothing says so."""
     file = folder / CHECKPOINT
