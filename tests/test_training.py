@@ -325,10 +325,13 @@ def test_fusing_says_that_a_training_was_stopped(data, tmp_path):
     assert unfinished(out) == unfinished(tmp_path) == ""
     finetune(GOLDEN / "gen25", data, out, options=replace(SMALL, iters=1), overwrite=True, **FEW)
     assert unfinished(out) == ""
+    finetune(GOLDEN / "gen25", data, out, options=SMALL, overwrite=True, stop=lambda: True, **FEW)
+    assert (out / "adapter_model.safetensors").is_file() and unfinished(out) == ""  # that adapter was done
 
 
 def test_an_older_checkpoint_goes_on_and_one_of_another_kind_is_refused(data, tmp_path):
     """Older ones do not say of how many steps they are."""
+    (data / "valid.jsonl").unlink()
     out, seen = tmp_path / "out", list[Any]()
     finetune(GOLDEN / "gen25", data, out, options=SMALL, on_report=seen.append, stop=lambda: bool(seen), **FEW)
     file = out / "checkpoint.safetensors"
