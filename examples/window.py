@@ -48,7 +48,7 @@ class Window:
         self.dark = not system_is_dark(root)
         self.toggle_theme()
         self.load()
-        self._poll()
+        root.after(POLL_MILLISECONDS, self._poll)
 
     def _build_top(self, model: str) -> None:
         top = ttk.Frame(self.root, padding=(12, 10))

@@ -100,10 +100,10 @@ def test_what_an_earlier_quantisation_lost_is_told(options, now, tmp_path):
 def test_the_card_says_which_parts_have_other_bits(tmp_path):
     mixed = convert(GOLDEN / "gen25", tmp_path / "mixed", q_recipe="mixed_4_8", q_group_size=32, verify=False)
     text = (mixed / "README.md").read_text()
-    assert "Other widths: the vision tower (dense), the projector (dense), the embeddings (8 bits);" in text
+    assert "Other widths: the vision tower (dense), the projector (dense), the embeddings (8 bits)." in text
     whole = convert(GOLDEN / "gen25", tmp_path / "whole", q_bits=4, q_group_size=32, q_vision=True, verify=False)
     text = (whole / "README.md").read_text()  # the tower's rows are too short for a group
-    assert "Other widths: the vision tower (dense), the projector (dense and 4 bits); bits a weight" in text
+    assert "Other widths: the vision tower (dense), the projector (dense and 4 bits)." in text
 
 
 def test_the_card_says_how_programs_are_installed_and_load_the_folder(tmp_path):

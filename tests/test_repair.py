@@ -223,10 +223,13 @@ def test_a_template_within_the_bases_tokenizer_config_is_taken(folder, tmp_path)
     base = Path(shutil.copytree(folder, tmp_path / "base"))
     template = (base / "chat_template.jinja").read_text()
     edit(base / "tokenizer_config.json", chat_template=template)
+    edit(folder / "tokenizer_config.json", model_max_length=77)  # its own, which stays
     for place in (base, folder):
         (place / "chat_template.jinja").unlink()
     assert [finding.file for finding in repair(folder, tmp_path / "out", base=base)] == ["chat_template.jinja"]
     assert inspect(tmp_path / "out") == []
+    made, own = (json.loads((place / "tokenizer_config.json").read_text()) for place in (tmp_path / "out", folder))
+    assert made == {**own, "chat_template": template} and own["model_max_length"] == 77
 
 
 def test_an_empty_processor_file_is_replaced_by_the_bases(folder, tmp_path):

@@ -35,6 +35,7 @@ from mlx_lfm2vl import (
     PromptError,
     TrainingOptions,
     TrainingResult,
+    WeightsError,
     convert,
     finetune,
     fuse,
@@ -311,9 +312,9 @@ def test_a_stopped_training_goes_on_to_the_bit(data, tmp_path):
         assert all(np.array_equal(one[key], other[key]) for key in one) and one.keys() == other.keys()
 
 
-@pytest.mark.soak
 def test_fusing_says_that_a_training_was_stopped(data, tmp_path):
     """And so does the card; a training that is done, or says nothing of its steps, is no matter."""
+    (data / "valid.jsonl").unlink()  # else the first adapter is written with the first validation
     out, seen, notes = tmp_path / "out", list[Any](), list[str]()
     finetune(GOLDEN / "gen25", data, out, options=SMALL, on_report=seen.append, stop=lambda: bool(seen), **FEW)
     fuse(GOLDEN / "gen25", out, tmp_path / "early", on_note=notes.append)
@@ -324,8 +325,31 @@ def test_fusing_says_that_a_training_was_stopped(data, tmp_path):
     assert unfinished(out) == unfinished(tmp_path) == ""
     finetune(GOLDEN / "gen25", data, out, options=replace(SMALL, iters=1), overwrite=True, **FEW)
     assert unfinished(out) == ""
+    finetune(GOLDEN / "gen25", data, out, options=SMALL, overwrite=True, stop=lambda: True, **FEW)
+    assert (out / "adapter_model.safetensors").is_file() and unfinished(out) == ""  # that adapter was done
 
 
+def test_an_older_checkpoint_goes_on_and_one_of_another_kind_is_refused(data, tmp_path):
+    """Older ones do not say of how many steps they are."""
+    (data / "valid.jsonl").unlink()
+    out, seen = tmp_path / "out", list[Any]()
+    finetune(GOLDEN / "gen25", data, out, options=SMALL, on_report=seen.append, stop=lambda: bool(seen), **FEW)
+    file = out / "checkpoint.safetensors"
+    tensors, metadata = mx.load(str(file), return_metadata=True)
+    mx.eval(tensors)
+    state = json.loads(metadata["state"])
+    assert state.pop("steps") == 6
+
+    mx.save_safetensors(str(file), tensors, {**metadata, "state": json.dumps({**state, "epochs": 2})})
+    with pytest.raises(WeightsError, match=r"checkpoint\.safetensors: is no checkpoint of a training"):
+        finetune(GOLDEN / "gen25", data, out, options=SMALL, **FEW)
+    mx.save_safetensors(str(file), tensors, {**metadata, "state": json.dumps(state)})
+    assert unfinished(out) == "the adapter's training was stopped after 1 of 6 steps"
+    assert finetune(GOLDEN / "gen25", data, out, options=SMALL, **FEW).finished
+    assert unfinished(out) == ""
+
+
+@pytest.mark.soak
 def test_a_killed_training_goes_on_to_the_bit(data, tmp_path):
     """kill -9 between two saves; the same command afterwards ends as a run that nobody disturbed."""
     command = [sys.executable, "-m", "mlx_lfm2vl", "lora", "--model", str(GOLDEN / "gen25"), "--data", str(data)]

@@ -245,6 +245,15 @@ def test_a_dry_run_says_what_would_go_and_sends_nothing(folder, tmp_path):
     assert dict(planned.files) == {path.name: path.stat().st_size for path in folder.iterdir()}
 
 
+def test_weights_are_sent_whatever_their_name(folder, tmp_path):
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / "model.safetensors").rename(copy / "model[1].safetensors")
+    index = copy / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model.safetensors", "model[1].safetensors"))
+    planned = upload(copy, NAME, dry_run=True)
+    assert "model[1].safetensors" in dict(planned.files) and planned.left == ()
+
+
 def test_only_what_belongs_to_a_model_is_sent_and_the_rest_is_listed(hub, run, folder, tmp_path):
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     for name in ("notes.txt", "photo.jpg", "train.log", "modeling.py"):

@@ -106,6 +106,7 @@ def _read(place: Path, file: Path, config: Mapping[str, Any]) -> Adapter:
     return Adapter(place, (file,), layers, saved, base if isinstance(base, str) else None)
 
 
+@computing
 def unfinished(folder: Path) -> str:
     """The words for an adapter whose training has not done all of its steps; none where it has, or nothing says so."""
     file = folder / CHECKPOINT
@@ -118,6 +119,8 @@ def unfinished(folder: Path) -> str:
         step, steps = int(state["step"]), int(state.get("steps") or settings["iters"])  # older ones have the latter
     except (WeightsError, RuntimeError, AttributeError, LookupError, TypeError, ValueError):
         return ""  # what is damaged is told by the training that would go on
+    if state.get("best_step") is None:  # it has written no adapter: one that is there is of a training before it
+        return ""
     return f"the adapter's training was stopped after {step} of {steps} steps" if step < steps else ""
 
 

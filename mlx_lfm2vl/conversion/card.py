@@ -190,8 +190,9 @@ def write_card(
     if report is not None:
         parts.append(f"## What quantising cost\n\n{report.markdown()}")
         parts.append(
-            "Both models answered the same questions; distributions are compared on the dense model's greedy answers. "
-            "`quantization_report.json` has these numbers and every module's."
+            "Bits a weight are the mean of all parts. Both models answered the same questions; distributions are "
+            "compared on the dense model's greedy answers. `quantization_report.json` has these numbers and "
+            "every module's."
         )
         if changes := report.markdown_changes():
             parts.append(changes)
@@ -267,7 +268,7 @@ def _other_widths(folder: Path, config: ModelConfig) -> str:
         if found - {bits}:
             said = " and ".join("dense" if each == 0 else f"{each} bits" for each in sorted(found))
             others.append(f"the {part} ({said})")
-    return f" Other widths: {', '.join(others)}; bits a weight are the mean of all parts." if others else ""
+    return f" Other widths: {', '.join(others)}." if others else ""
 
 
 def _described_record(record: Mapping[str, Any]) -> str:

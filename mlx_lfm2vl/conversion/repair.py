@@ -17,6 +17,7 @@ from ..config import ModelConfig, ProcessorFiles, config_in, read_json
 from ..config.files import CODE, QUANTISATION, place_in
 from ..errors import HubError, OutputError, WeightsError
 from ..hub import resolve, resolve_checked
+from ..processing.template import TOKENIZER_FILE
 from ..weights.atomic_folder import check_target, finished
 from ..weights.head import TIED
 from ..weights.load import StoredTensors, open_model
@@ -29,7 +30,7 @@ from .convert import Note, Progress, write_model
 from .families import RULES, FileRules
 from .lfm2_files import PROCESSOR_FILES
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+TOKENIZER_FILES = ("tokenizer.json", TOKENIZER_FILE)
 TEXT_FILES = ("*.json", "*.jinja", "*.txt", "*.md")
 LOST = "cannot be repaired from here; name the original model (--base)"
 
@@ -108,7 +109,11 @@ def repair(
             copy(folder / "README.md", part / "README.md")
         for name in (name for finding in findings for name in finding.sources):
             assert original is not None
-            copy(original / name, part / name)
+            if name == TOKENIZER_FILE and (part / name).is_file():  # its template is wanted, the rest is the folder's
+                template = _template_within(original)
+                write_json(part / name, {**read_json(part / name), "chat_template": template})
+            else:
+                copy(original / name, part / name)
         for name in PROCESSOR_FILES:
             if (part / name).is_file():
                 mended, _ = _rules(part).mended(read_json(part / name), _processor_config(part))
@@ -152,7 +157,7 @@ def _missing(folder: Path, base: Path | None) -> list[Finding]:
     absent = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
     out = [found(name, "is missing", there(name)) for name in absent]
     if not has_template(folder):
-        inside = there("tokenizer_config.json") if base is not None and has_template(base) else ()
+        inside = (TOKENIZER_FILE,) if base is not None and _template_within(base) else ()
         out.append(found("chat_template.jinja", "is missing", there(*TEMPLATES) or inside))
     if not config_in(folder).placeholders:  # a text model needs none
         return out
@@ -164,6 +169,12 @@ def _missing(folder: Path, base: Path | None) -> list[Finding]:
         silent = next(name for name in PROCESSOR_FILES if (folder / name).is_file())
         out.append(found(silent, "does not say how pictures are cut", sources))
     return out
+
+
+def _template_within(folder: Path) -> Any:
+    """The template in the tokenizer's configuration, if there is one."""
+    file = folder / TOKENIZER_FILE
+    return read_json(file).get("chat_template") if file.is_file() else None
 
 
 def _has_processor(folder: Path) -> bool:

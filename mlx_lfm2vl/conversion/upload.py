@@ -73,8 +73,7 @@ def upload(
     check_publishable(path)
     weights = {file.name for file in read_shards(path).files}
     entries = sorted(path.iterdir())
-    belongs = (*FILES, *weights)
-    found = [entry for entry in entries if entry.is_file() and any(fnmatchcase(entry.name, each) for each in belongs)]
+    found = [entry for entry in entries if entry.is_file() and (entry.name in weights or _belongs(entry.name))]
     for entry in found:
         check_own(entry)
     files = tuple((entry.name, entry.stat().st_size) for entry in found)
@@ -85,6 +84,10 @@ def upload(
     sources[CARD] = renamed(read_text(path / CARD), repo).encode()
     url = publish(sources, repo, message=message or f"Upload {path.name}", private=private, token=token)
     return Upload(repo, files, left, url)
+
+
+def _belongs(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in FILES)
 
 
 def check_publishable(folder: Path) -> None:

@@ -70,8 +70,8 @@ def load_checkpoint(
     try:
         loaded: Any = mx.load(str(file), return_metadata=True)
         arrays, metadata = loaded
-        state, before = parse_json(metadata["state"]), parse_json(metadata["settings"])
-    except (RuntimeError, KeyError, ValueError) as error:
+        way, before = Progress(**parse_json(metadata["state"])), parse_json(metadata["settings"])
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{file}: is no checkpoint of a training ({first_line(error)}); {AGAIN}") from None
     for name in {**settings, **before}:
         known, value = before.get(name), settings.get(name)
@@ -84,7 +84,7 @@ def load_checkpoint(
     optimizer.init(model.trainable_parameters())
     optimizer.state = tree_unflatten(_part(arrays, _OPTIMIZER))
     mx.eval(model.parameters(), optimizer.state)
-    return Progress(**state)
+    return way
 
 
 def _part(arrays: dict[str, mx.array], prefix: str) -> list[tuple[str, mx.array]]:
