@@ -108,6 +108,12 @@ def test_gradients_are_an_error_and_not_zero(part):
         nn.value_and_grad(module, losses[part])(module)
 
 
+def test_gradients_by_embeddings_are_an_error_and_not_zero():
+    model = accelerated(Lfm2Model(Lfm2Config.from_dict(SMALL)))
+    with pytest.raises(TypeError, match="backend='mlx' to take gradients"):
+        mx.grad(lambda x: model(x).sum())(normal(1, 5, 64))
+
+
 def tower_layer() -> Siglip2EncoderLayer:
     sizes = {"hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 200, "num_hidden_layers": 1}
     layer = Siglip2EncoderLayer(Siglip2VisionConfig.from_dict({**sizes, "layer_norm_eps": 1e-3}))

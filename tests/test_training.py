@@ -335,7 +335,8 @@ def test_an_older_checkpoint_goes_on_and_one_of_another_kind_is_refused(data, tm
     out, seen = tmp_path / "out", list[Any]()
     finetune(GOLDEN / "gen25", data, out, options=SMALL, on_report=seen.append, stop=lambda: bool(seen), **FEW)
     file = out / "checkpoint.safetensors"
-    tensors, metadata = mx.load(str(file), return_metadata=True)
+    read: Any = mx.load(str(file), return_metadata=True)
+    tensors, metadata = read
     mx.eval(tensors)
     state = json.loads(metadata["state"])
     assert state.pop("steps") == 6

@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 from ...models.bounded_states import ConvCache
 from ...models.cache import KeyValueCache
 from ...models.layers import ACTIVATIONS, Context, gelu_tanh
-from ...models.lfm2 import Lfm2Attention, Lfm2DecoderLayer
+from ...models.lfm2 import Lfm2Attention, Lfm2DecoderLayer, Lfm2Model
 from ...models.siglip2 import Groups, Siglip2EncoderLayer
 from . import arrays, kernels
 
@@ -51,21 +51,23 @@ def _shared(value: Any) -> Any:
 
 
 def _without_gradients(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As `_computed`; a gradient through it is an error, not zero. Everything that leaves the text model passes one, so
+    """As `_computed`; a gradient through it is an error, not zero. The text model's result passes one (`CpuModel`), so
     that the layers within need none, which would take a tenth of a token's time."""
-
-    def refuse(*_: Any) -> NoReturn:
-        raise TypeError("the backend numpy is for inference; load the model with backend='mlx' to take gradients")
-
     custom = mx.custom_function(_computed(function))
-    custom.vjp(refuse)
+    custom.vjp(_refuse)
     return custom  # type: ignore[no-any-return]
+
+
+def _refuse(*_: Any) -> NoReturn:
+    raise TypeError("the backend numpy is for inference; load the model with backend='mlx' to take gradients")
 
 
 def _is_float32(*given: mx.array) -> bool:
     return all(array.dtype == mx.float32 for array in given)
 
 
+_first = mx.custom_function(lambda x, _: x)
+_first.vjp(_refuse)
 _product = _without_gradients(arrays.product)
 _encoder_layer = _without_gradients(kernels.encoder_layer)
 _conv_layer = _computed(kernels.conv_layer)
@@ -217,9 +219,16 @@ class CpuDecoderLayer(Lfm2DecoderLayer):
         return made  # type: ignore[no-any-return]
 
 
+class CpuModel(Lfm2Model):
+    def __call__(self, inputs_embeds: mx.array, *arguments: Any, **named: Any) -> mx.array:
+        made: Any = _first(super().__call__(inputs_embeds, *arguments, **named), inputs_embeds)
+        return made  # type: ignore[no-any-return]
+
+
 REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     Siglip2EncoderLayer: CpuEncoderLayer,
     Lfm2DecoderLayer: CpuDecoderLayer,
+    Lfm2Model: CpuModel,
     Lfm2Attention: CpuAttention,
     nn.Linear: CpuLinear,
     nn.Embedding: CpuEmbedding,
