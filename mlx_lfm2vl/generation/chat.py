@@ -128,12 +128,14 @@ class Chat:
         return "".join(response.text for response in responses)
 
     def retry(self, **arguments: Unpack[RetryArguments]) -> Generator[GenerationResponse, None, None]:
-        """Answers the last turn anew, in place of its answer. Raises `PromptError` if there is none."""
+        """Answers the last turn anew, in place of its answer; `options`, `stop`, `progress` as for `stream`. Raises
+        `PromptError` if there is none."""
         return self._answer(self._conversation.ask_again, **arguments)
 
     def continue_final_message(self, **arguments: Unpack[RetryArguments]) -> Generator[GenerationResponse, None, None]:
         """Goes on with the last answer, such as one that `max_tokens` cut off. The responses are what is new; in the
-        conversation it stands behind what was there. Raises `PromptError` if there is no answer."""
+        conversation it stands behind what was there. Arguments as for `retry`. Raises `PromptError` if there is no
+        answer."""
         return self._answer(partial(self._conversation.ask_again, continued=True), **arguments)
 
     def undo(self) -> None:
