@@ -178,13 +178,13 @@ class Chat:
         """Answers the turn that `begin` begins, in place of one that is open."""
         self._end_open()
         started = time.perf_counter()
-        mx.reset_peak_memory()
-        tokenizer = self._conversation.processor.tokenizer
-        scheduler = make_scheduler(
-            self._model, tokenizer, vision_cache=self.vision_cache, prompt_cache=self.prompt_cache
-        )
         turn, prompt = begin(options=options, cancel=lambda: None)
         try:
+            mx.reset_peak_memory()
+            tokenizer = self._conversation.processor.tokenizer
+            scheduler = make_scheduler(
+                self._model, tokenizer, vision_cache=self.vision_cache, prompt_cache=self.prompt_cache
+            )
             row = scheduler.add(prompt, started=started)
         except BaseException:
             turn.fail()
