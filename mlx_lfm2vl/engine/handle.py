@@ -56,14 +56,16 @@ class SinkThreads:
             except BaseException as error:
                 failed(error)
             finally:
-                with self._changed:
-                    self._threads.discard(thread)
-                    self._changed.notify_all()
+                self._remove(thread)
 
         thread = threading.Thread(target=feed, name="mlx-lfm2vl sink", daemon=True)
-        with self._changed:
-            thread.start()
+        with self._changed:  # before it starts: a signal's handler that waits lets it end
             self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._remove(thread)
+            raise
 
     def wait(self, end: float) -> None:
         """Waits until all sinks but that of the thread which calls have been given all, until `end` of
@@ -71,6 +73,11 @@ class SinkThreads:
         with self._changed:  # `Thread.join` would take a thread for ended once Ctrl-C has interrupted it
             others = self._threads - {threading.current_thread()}
             self._changed.wait_for(lambda: not others & self._threads, max(0.0, end - time.monotonic()))
+
+    def _remove(self, thread: threading.Thread) -> None:
+        with self._changed:
+            self._threads.discard(thread)
+            self._changed.notify_all()
 
 
 class Owner(Protocol):
