@@ -1,5 +1,6 @@
 """Rows of a batch against the same questions asked alone."""
 
+import itertools
 from dataclasses import replace
 from itertools import pairwise
 
@@ -8,7 +9,10 @@ import pytest
 from conftest import GOLDEN, Loaded, cache_by_backend, picture, statistics_of
 
 from mlx_lfm2vl import Chat, GenerationOptions, GenerationRequest, generate_batch, load, stream_generate
-from mlx_lfm2vl.errors import ImageError, OptionError, PromptError
+from mlx_lfm2vl.errors import ImageError, OptionError, OutOfMemoryError, PromptError
+from mlx_lfm2vl.generation import chunked_prefill
+from mlx_lfm2vl.generation.decode import GenerationBatch
+from mlx_lfm2vl.generation.prompt_cache import PromptCache
 from mlx_lfm2vl.generation.request import encode
 
 NAMES = ("landscape", "small", "portrait", "photo", "square")
@@ -105,6 +109,31 @@ def test_progress_counts_the_prompts_that_were_read():
     assert all(done <= read for done, read in told) and told[0][1] == sum(lengths[:2])
     with pytest.raises(OptionError, match="progress is 3, expected a function"):
         next(generate_batch(model, processor, mixed(1), progress=3))  # type: ignore[arg-type]
+
+
+def test_progress_ends_at_all_where_rows_begin_again_behind_a_known_answer(monkeypatch):
+    """Of which the states stand behind the prompt."""
+    cache, told = PromptCache(), list[tuple[int, int]]()
+
+    def questions(count: int, tokens: int) -> list[GenerationRequest]:
+        return [GenerationRequest("Why? " * 20, options=GenerationOptions(max_tokens=tokens))] * count
+
+    (known,) = generate_batch(*loaded(), questions(1, 4), prompt_cache=cache)
+    step, steps = GenerationBatch.step, itertools.count()
+
+    def scarce(self, last=False):
+        if next(steps) == 7:
+            monkeypatch.setattr(chunked_prefill, "prefill_chunk", lambda *_: 1)
+            raise OutOfMemoryError("no memory")
+        return step(self, last)
+
+    monkeypatch.setattr(GenerationBatch, "step", scarce)
+    answers = list(
+        generate_batch(*loaded(), questions(2, 12), prompt_cache=cache, progress=lambda *now: told.append(now))
+    )
+    assert [len(answer.tokens) for answer in answers] == [12, 12]
+    total = 2 * statistics_of(known).prompt_tokens
+    assert next(steps) > 8 and told[-1] == (total, total)
 
 
 def test_each_row_has_the_positions_that_it_would_have_alone():

@@ -450,6 +450,22 @@ def test_a_turn_that_fails_leaves_no_trace(tmp_path):
     assert chat.ask("Why?") == cold(chat.messages[:-1])[0]
 
 
+def test_what_is_wrong_with_a_turn_is_said_before_what_is_wrong_with_a_cache():
+    cache = PromptCache()
+    other = Chat(*load(GOLDEN / "gen2"), options=SHORT, prompt_cache=cache)
+    other.ask("Hello. " * 30)
+    chat = Chat(*loaded(), options=SHORT, prompt_cache=cache)
+    with pytest.raises(PromptError, match="the text is int"):
+        chat.ask(3)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="no such picture"):
+        chat.ask("Hello.", "/absent.png")
+    with pytest.raises(OptionError, match="prompt_cache holds what another model made"):
+        chat.ask("Hello.")
+    assert chat.messages == [] and len(cache)
+    cache.clear()
+    assert chat.ask("Hello.") == cold(chat.messages[:-1])[0]
+
+
 def test_a_closed_stream_keeps_what_was_said():
     model, processor = loaded()
     chat = Chat(model, processor, options=GenerationOptions(max_tokens=30))

@@ -1,9 +1,12 @@
 """An engine's beginning and end: its arguments, its loader, `close`, and the end of the process."""
 
 import asyncio
+import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -14,6 +17,7 @@ from engines import FOREVER, enqueued, occupied
 
 from mlx_lfm2vl import load
 from mlx_lfm2vl.engine.engine import Engine
+from mlx_lfm2vl.engine.handle import SinkThreads
 from mlx_lfm2vl.errors import ConfigError, EngineClosedError, OptionError
 
 ROOT = Path(__file__).parent.parent
@@ -178,6 +182,25 @@ elif {way == "close, then exit"}:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "length True\n" + "True\n" * (way == "close in a sink")
+
+
+def test_closing_that_ctrl_c_interrupts_waits_for_sinks_when_it_is_repeated():
+    entered, release = threading.Event(), threading.Event()
+
+    def sink(_: object) -> None:
+        entered.set()
+        release.wait(60)
+
+    sinks = SinkThreads()
+    sinks.start(sink, lambda _: ValueError(), lambda _: None)
+    assert entered.wait(60)
+    ctrl_c = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        ctrl_c.start()
+        sinks.wait(time.monotonic() + 60)
+    threading.Timer(0.5, release.set).start()
+    sinks.wait(time.monotonic() + 60)
+    assert release.is_set() and not sinks.behind
 
 
 @pytest.mark.parametrize(

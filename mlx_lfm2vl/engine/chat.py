@@ -17,10 +17,10 @@ from ..generation.options import GenerationOptions
 from ..generation.request import EncodedPrompt, user_content
 from ..generation.response import GenerationResponse
 from ..generation.turn_pictures import ReadPictures
-from ..generation.watch import Progress, check_callable
+from ..generation.watch import Progress, Stop, check_callable
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
-from .handle import Request
+from .handle import Request, Sink
 from .queue import Job
 from .submit import RequestArguments, placed, whole
 
@@ -57,8 +57,9 @@ class EngineChat:
         role: Role = "user",
         **arguments: Unpack[AskAgainArguments],
     ) -> Request:
-        """A turn as a request; `deadline`, `wait`, `sink`, `progress` as for `Engine.submit`, the others as for
-        `Chat.stream` (a `stop` of one's own is asked in the engine's thread). It is asked after the turns that wait."""
+        """A turn as a request; `deadline`, `wait`, `sink`, `progress` as for `Engine.submit`, `options` and the others
+        as for `Chat.stream` (a `stop` of one's own is asked in the engine's thread). It is asked after the turns that
+        wait."""
         given, moving = snapshot(images), snapshot(videos)
 
         def read() -> ReadPictures:
@@ -97,14 +98,15 @@ class EngineChat:
         return whole(request, await request).text
 
     def submit_retry(self, **arguments: Unpack[AskAgainArguments]) -> Request:
-        """The last turn anew, as a request."""
+        """The last turn anew, as a request; `options`, `deadline`, `wait`, `sink`, `stop`, `progress` as for
+        `submit`."""
         return self._submit(self._conversation.ask_again, **arguments)
 
     def retry(self, **arguments: Unpack[AskAgainArguments]) -> Generator[GenerationResponse, None, None]:
         return iter(self.submit_retry(**arguments))
 
     def submit_continue_final_message(self, **arguments: Unpack[AskAgainArguments]) -> Request:
-        """The rest of the last answer, as a request."""
+        """The rest of the last answer, as a request; arguments as for `submit_retry`."""
         return self._submit(functools.partial(self._conversation.ask_again, continued=True), **arguments)
 
     def continue_final_message(
@@ -135,13 +137,15 @@ class EngineChat:
         /,
         *,
         options: GenerationOptions | None = None,
+        deadline: float | None = None,
         wait: float = 0.0,
+        sink: Sink | None = None,
+        stop: Stop | None = None,
         progress: Progress | None = None,
-        **named: Any,
     ) -> Request:
         """A request for the turn that `begin` begins with what `read` returns, if anything is to be read. `remote`: it
-        may wait for the network. `named`: arguments of `Request`."""
-        request = Request(**named)
+        may wait for the network."""
+        request = Request(deadline, sink, stop)
         check_callable("progress", progress)
         begun: list[EncodedPrompt] = []
 

@@ -33,7 +33,7 @@ class SinkThreads:
     """Requests of one engine that have not given their sink all yet. Safe to use from any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._changed = threading.Condition()
         self._threads: set[threading.Thread] = set()
 
     @property
@@ -56,21 +56,28 @@ class SinkThreads:
             except BaseException as error:
                 failed(error)
             finally:
-                with self._lock:
-                    self._threads.discard(thread)
+                self._remove(thread)
 
         thread = threading.Thread(target=feed, name="mlx-lfm2vl sink", daemon=True)
-        with self._lock:
-            thread.start()
+        with self._changed:  # before it starts: a signal's handler that waits lets it end
             self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._remove(thread)
+            raise
 
     def wait(self, end: float) -> None:
         """Waits until all sinks but that of the thread which calls have been given all, until `end` of
-        `time.monotonic` at the latest."""
-        with self._lock:
+        `time.monotonic` at the latest. May be repeated."""
+        with self._changed:  # `Thread.join` would take a thread for ended once Ctrl-C has interrupted it
             others = self._threads - {threading.current_thread()}
-        for thread in others:
-            thread.join(max(0.0, end - time.monotonic()))
+            self._changed.wait_for(lambda: not others & self._threads, max(0.0, end - time.monotonic()))
+
+    def _remove(self, thread: threading.Thread) -> None:
+        with self._changed:
+            self._threads.discard(thread)
+            self._changed.notify_all()
 
 
 class Owner(Protocol):
@@ -287,7 +294,7 @@ class Request:
                     self.turn.fail()
                 self._keep(error)
         with contextlib.suppress(Exception):  # a filter may make it an error, which `result` raises anyway
-            warnings.warn(f"the sink of a request failed and gets no more ({error!r})", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"the sink of a request failed and gets no more ({error!r})", RuntimeWarning, stacklevel=2)
 
     def cut_off(self) -> None:
         """Delivers the end of a cancelled request that is being answered, without waiting for the step that runs."""

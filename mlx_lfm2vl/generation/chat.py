@@ -128,12 +128,14 @@ class Chat:
         return "".join(response.text for response in responses)
 
     def retry(self, **arguments: Unpack[RetryArguments]) -> Generator[GenerationResponse, None, None]:
-        """Answers the last turn anew, in place of its answer. Raises `PromptError` if there is none."""
+        """Answers the last turn anew, in place of its answer; `options`, `stop`, `progress` as for `stream`. Raises
+        `PromptError` if there is none."""
         return self._answer(self._conversation.ask_again, **arguments)
 
     def continue_final_message(self, **arguments: Unpack[RetryArguments]) -> Generator[GenerationResponse, None, None]:
         """Goes on with the last answer, such as one that `max_tokens` cut off. The responses are what is new; in the
-        conversation it stands behind what was there. Raises `PromptError` if there is no answer."""
+        conversation it stands behind what was there. Arguments as for `retry`. Raises `PromptError` if there is no
+        answer."""
         return self._answer(partial(self._conversation.ask_again, continued=True), **arguments)
 
     def undo(self) -> None:
@@ -176,13 +178,13 @@ class Chat:
         """Answers the turn that `begin` begins, in place of one that is open."""
         self._end_open()
         started = time.perf_counter()
-        mx.reset_peak_memory()
-        tokenizer = self._conversation.processor.tokenizer
-        scheduler = make_scheduler(
-            self._model, tokenizer, vision_cache=self.vision_cache, prompt_cache=self.prompt_cache
-        )
         turn, prompt = begin(options=options, cancel=lambda: None)
         try:
+            mx.reset_peak_memory()
+            tokenizer = self._conversation.processor.tokenizer
+            scheduler = make_scheduler(
+                self._model, tokenizer, vision_cache=self.vision_cache, prompt_cache=self.prompt_cache
+            )
             row = scheduler.add(prompt, started=started)
         except BaseException:
             turn.fail()

@@ -92,8 +92,10 @@ class Recorder:
 
     def __init__(self, ids: np.ndarray, pictures: Sequence[PictureSpan], source: Source | None = None):
         self._ids, self._pictures = ids, tuple(pictures)
-        earlier = () if source is None else source[0].checkpoints
-        self.checkpoints = [point for point in earlier if source is not None and point.offset <= source[1].offset]
+        self.checkpoints: list[Checkpoint] = []
+        if source is not None:
+            entry, last = source
+            self.checkpoints += [point for point in entry.checkpoints if point.offset <= last.offset]
 
     def take(self, cache: Cache, logits: mx.array | None = None) -> None:
         """Takes a checkpoint where `cache`, which holds this row alone, stands. `logits` (1, vocabulary) at the end of

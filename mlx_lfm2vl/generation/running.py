@@ -68,7 +68,7 @@ class Running:
         """The next token of every row, or several where drafts are right. After an error the rows' states no longer
         agree."""
         assert self.batch is not None
-        if not any(row.timed for row in self.rows if row.speculation is not None):
+        if not any(row.timed for row in self.rows):
             return self._step(self.batch, late=False)[0]
         self._pace = self._pace or Pace(time.perf_counter)
         count = len(self.rows)

@@ -152,7 +152,7 @@ class Scheduler:
             if self._vision_cache is not None and _waits_for_picture(row, begun, self._vision_cache):
                 continue
             self._waiting.remove(row)
-            row.prefilled = max(row.prefilled, row.known)
+            row.prefilled = max(row.prefilled, min(row.known, len(row.ids)))
             room -= 1
             begun.append(row)
             if self._is_short(row):
