@@ -1,6 +1,7 @@
 """Processes that are killed, disks that are full, two at one place: nothing half-finished is ever taken for whole, and
 nothing finished is lost."""
 
+import errno
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -177,6 +179,22 @@ def test_what_appears_at_the_place_meanwhile_is_not_overwritten(tmp_path):
         (tmp_path / "out" / "theirs").write_text("theirs")
     assert (tmp_path / "out" / "theirs").read_text() == "theirs"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_hidden_folder_that_cannot_be_opened_does_not_stay(tmp_path, monkeypatch):
+    """As where the process has too many files open."""
+    really = os.open
+
+    def refused(path: Any, *more: Any) -> int:
+        if str(path).endswith(".part"):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return really(path, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refused)
+        with pytest.raises(OutputError, match=r"cannot be written \(Too many open files"), finished(tmp_path / "out"):
+            raise AssertionError("the block runs")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_moved_aside_by_a_killed_process_comes_back(tmp_path):

@@ -245,7 +245,7 @@ def test_a_wait_for_ranks_that_load_can_be_stopped(tmp_path):
     link = Link(1, near, came)
     asked = iter([False, True])  # Ctrl-C comes at the second look
     path = str(tmp_path / "out.jsonl")
-    with far, Output(path, False, "s") as output, InOrder(output, [1, 2], lambda: []) as order:
+    with near, far, Output(path, False, "s") as output, InOrder(output, [1, 2], lambda: []) as order:
         dealt = Ranks({1: link}, 2, came, "check").deal(
             order, "", "s", lambda numbers: dict.fromkeys(numbers, 1), lambda: next(asked)
         )

@@ -169,7 +169,7 @@ def led(leading: Any, following: Any, processor: Any) -> Iterator[tuple[Follower
     heard, came = Came(), Came()
     leading.lead = lead = Lead([Link(1, near, heard)], heard)
     follower = Follower(following, processor, Link(0, far, came), came)
-    with ThreadPoolExecutor(1) as other:
+    with near, far, ThreadPoolExecutor(1) as other:
         followed = other.submit(follower.run)
         try:
             yield follower, followed, heard

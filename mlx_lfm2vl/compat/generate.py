@@ -173,7 +173,8 @@ def _answer(
     vocabulary = model.config.text_config.vocab_size
     if len(ids) > 1:
         token_ids("pad_token_id", pad, vocabulary)  # which rows that have ended go on with
-    allowed = callbacks.allowed and (lambda row, ids: callbacks.allowed(row, tensors.as_kind_of(like, ids)))
+    own_allowed = callbacks.allowed
+    allowed = None if own_allowed is None else lambda row, ids: own_allowed(row, tensors.as_kind_of(like, ids))
     processors = make_processors(chosen, (begin, begin + new), vocabulary, ends, padding, allowed)
     processors += [_of_caller(process, like) for process in callbacks.processors]
     if chosen["do_sample"]:

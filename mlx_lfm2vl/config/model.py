@@ -93,9 +93,7 @@ class Lfm2VlConfig(WholeModel):
                 text[name] = data[name]
         inner = Fields(text, f"{where}: text_config")
         values = read.declared(cls)
-        if (
-            read.get("tie_embedding", "tie_word_embeddings")[1] is None
-        ):  # one of the two places may hold null or nothing
+        if all(data.get(name) is None for name in ("tie_embedding", "tie_word_embeddings")):
             values["tie_word_embeddings"] = inner.flag("tie_embedding", "tie_word_embeddings", default=True)
         try:
             return cls(

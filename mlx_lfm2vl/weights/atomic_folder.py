@@ -133,9 +133,14 @@ def _locked(folder: Path) -> Iterator[bool]:
 
 @contextmanager
 def _hidden(target: Path) -> Iterator[Path]:
-    """A new hidden folder beside a target, locked while a block runs."""
+    """A new hidden folder beside a target, locked while a block runs. One that cannot be locked is removed at once."""
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    with _locked(folder):
+    with ExitStack() as held:
+        try:
+            held.enter_context(_locked(folder))
+        except BaseException:
+            folder.rmdir()
+            raise
         yield folder
 
 
