@@ -93,6 +93,13 @@ def test_pictures_that_are_not_rgb_are_not_left_so(kind, processor):
             call(do_convert_rgb=False)
 
 
+@pytest.mark.parametrize("name", ["video", "url", "path"])
+def test_videos_of_every_spelling_are_not_left_as_they_are(name, processor):
+    conversation = [{"role": "user", "content": [{"type": "video", name: "a.mp4"}]}]
+    with pytest.raises(OptionError, match="do_convert_rgb is False"):
+        processor.apply_chat_template(conversation, tokenize=True, do_convert_rgb=False)
+
+
 @pytest.mark.parametrize(
     ("named", "words"),
     [

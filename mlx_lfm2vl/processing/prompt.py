@@ -348,7 +348,7 @@ def _sources(item: Mapping[str, Any], policy: SourcePolicy) -> list[Any]:
     """The sources that an image item holds, in the reference's order of names; [None] for an item that only marks a
     place."""
     if item.get("type") == "video":
-        return [item["video"]]
+        return [next((item[name] for name in VIDEO_SOURCES if item.get(name) is not None), None)]
     found = [item[name] for name in SOURCES[:3] if item.get(name) is not None]
     if item.get("base64") is not None:
         text = str(item["base64"])
