@@ -340,6 +340,9 @@ def test_parts_of_processors_are_saved_and_loaded(tmp_path, processor):
     assert (tokenizer.padding_side, tokenizer.pad_token_id) == ("left", 7)
     with pytest.raises(OptionError, match=r"Tokenizer.from_pretrained has no option 'colour'"):
         AutoTokenizer.from_pretrained(tmp_path / "text", colour=1)
+    for made in (AutoImageProcessor, AutoProcessor):
+        with pytest.raises(OptionError, match="no option 'hub'"):
+            made.from_pretrained("demo", hub={})
 
 
 def test_a_template_may_be_given_at_loading(processor):

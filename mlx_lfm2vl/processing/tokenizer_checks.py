@@ -22,7 +22,7 @@ _CLASS = re.compile(r"\[\^?\]?[^\[\]]*\]")
 _GROUP = re.compile(r"\(\??([^()]*)\)([*+]|\{\d*,?\d*\})?")
 _LOOSE = re.compile(r"[*+?|]|\{\d*,")
 _HIDDEN = re.compile(r"\\g|\(\?(?:#|[\w-]*x)")  # calls of groups, comments, and blanks that count for nothing
-_TWICE = re.compile(r"[*+?}]\{|\{\d*,\d*\}[*+]")  # one part that repeats its repetition
+_TWICE = re.compile(r"[*+?}]\{|\{\d*,\d*\}\??[*+]")  # one part that repeats its repetition
 _LAST = re.compile(r"\}\+(?=\||$)")  # as GPT-4's `{1,3}+`, behind which nothing can fail
 
 
