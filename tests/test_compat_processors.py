@@ -93,6 +93,13 @@ def test_pictures_that_are_not_rgb_are_not_left_so(kind, processor):
             call(do_convert_rgb=False)
 
 
+@pytest.mark.parametrize("name", ["video", "url", "path"])
+def test_videos_of_every_spelling_are_not_left_as_they_are(name, processor):
+    conversation = [{"role": "user", "content": [{"type": "video", name: "a.mp4"}]}]
+    with pytest.raises(OptionError, match="do_convert_rgb is False"):
+        processor.apply_chat_template(conversation, tokenize=True, do_convert_rgb=False)
+
+
 @pytest.mark.parametrize(
     ("named", "words"),
     [
@@ -333,6 +340,9 @@ def test_parts_of_processors_are_saved_and_loaded(tmp_path, processor):
     assert (tokenizer.padding_side, tokenizer.pad_token_id) == ("left", 7)
     with pytest.raises(OptionError, match=r"Tokenizer.from_pretrained has no option 'colour'"):
         AutoTokenizer.from_pretrained(tmp_path / "text", colour=1)
+    for made in (AutoImageProcessor, AutoProcessor):
+        with pytest.raises(OptionError, match="no option 'hub'"):
+            made.from_pretrained("demo", hub={})
 
 
 def test_a_template_may_be_given_at_loading(processor):

@@ -162,6 +162,21 @@ class TestConversations:
         with pytest.raises(PromptError, match="2 <image> placeholders for 1 picture"):
             processor().apply_chat_template(conversation, tokenize=True)
 
+    def test_lists_of_pictures_are_those_of_their_conversations(self):
+        item = {"type": "image"}
+        several = [[{"role": "user", "content": [item] * count}] for count in (1, 2)]
+        a, b, c = grey(64, 64), grey(64, 64), grey(64, 64)
+        for images in ([a, b, c], [[a], [b, c]]):
+            made = processor().apply_chat_template(
+                several, images=images, tokenize=True, return_dict=True, padding=True
+            )
+            assert len(made["pixel_values"]) == 3
+        with pytest.raises(PromptError, match=r"placeholders for \[2, 1\] pictures"):
+            processor().apply_chat_template(several, images=[[a, b], [c]], tokenize=True, padding=True)
+        several[1][0]["content"] = [{"type": "image", "image": b}, item]
+        with pytest.raises(PromptError, match=r"in images= for 2 image items .* list a conversation"):
+            processor().apply_chat_template(several, images=[[a, c], []], tokenize=True, padding=True)
+
     def test_text_ids_or_everything(self):
         conversation = [{"role": "user", "content": "Hi"}]
         text = processor().apply_chat_template(conversation, add_generation_prompt=True)

@@ -190,6 +190,10 @@ class TestSources:
     def test_variables_win_over_special_tokens(self):
         assert render("{{ bos_token }}{{ other }}", bos_token="<s>", other=1) == "<s>1"
 
+    def test_values_of_formats_have_any_name(self):
+        assert render("{{ '{name} {form}'.format(name=1, form=2) }}") == "1 2"
+        assert render("{{ '%(name)s %(form)s' | format(name=1, form=2) }}") == "1 2"
+
 
 class TestBounds:
     @pytest.mark.parametrize(

@@ -225,6 +225,15 @@ class TestFiles:
             (r"[!(\])+*]+(x)?|(?:\(+)?", False),
             (r"[(+[^]x])+*]?", False),  # all of it is one class
             (r"[y[^]x]z](d+)+", True),
+            (r"(?:a+x?)(?#(?:)+b", True),
+            (r"(?x)(?:a+x?) +b", True),
+            (r"(?i-mx:a+x?) +b", True),
+            (r"(?<n>a|aa\g<n>|a\g<n>)b", True),
+            (r"a{1,2}{1,22}b", True),
+            (r"a{1,2}+b", True),
+            (r"a{,3}?+?b", True),
+            (r"(?:a{1,2}+|c)b", True),
+            (r"\\g|[#(]?#x|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\p{L}{1,3}+", False),
         ],
     )
     def test_patterns_that_may_take_for_ever_are_refused(self, pattern, long, tmp_path):

@@ -32,11 +32,13 @@ class ImageProcessorMethods(SharedFile, ImageProcessor):
     do_convert_rgb: ClassVar[bool] = True
 
     @classmethod
-    def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Self:
+    def from_pretrained(  # type: ignore[override]
+        cls, path_or_repo: str | os.PathLike[str], **options: Any
+    ) -> Self:
         """From a folder, a hub repository or "demo". `options` as those of `AutoProcessor.from_pretrained`, or fields
         of `ImageProcessorConfig`. Raises `HubError`, `ConfigError`, `OptionError`."""
         place, hub, fields = hub_options(path_or_repo, not_of_models(options))
-        return super().from_pretrained(place, hub=hub, **cls.known(normalised(fields)))
+        return super().from_pretrained(place, hub, **cls.known(normalised(fields)))
 
     def __call__(self, images: Any, *, return_tensors: str | None = "np", **overrides: Any) -> BatchFeature:
         """As that of `processing`, with `return_tensors` "np", "mlx", "pt" or None (NumPy arrays), and with
@@ -83,7 +85,9 @@ class Lfm2VlProcessor(SharedFile, processor.Lfm2VlProcessor):
     attributes: ClassVar[list[str]] = ["image_processor", "tokenizer"]
 
     @classmethod
-    def from_pretrained(cls, path_or_repo: str | os.PathLike[str], **options: Any) -> Self:
+    def from_pretrained(  # type: ignore[override]
+        cls, path_or_repo: str | os.PathLike[str], **options: Any
+    ) -> Self:
         """From a folder, a hub repository or "demo".
 
         Args:
@@ -97,7 +101,7 @@ class Lfm2VlProcessor(SharedFile, processor.Lfm2VlProcessor):
         """
         place, hub, others = hub_options(path_or_repo, not_of_models(options))
         template, side = others.pop("chat_template", None), others.pop("padding_side", None)
-        made = super().from_pretrained(place, hub=hub, **cls.image_processor_class.known(normalised(others)))
+        made = super().from_pretrained(place, hub, **cls.image_processor_class.known(normalised(others)))
         if template is not None:
             made.chat_template = template
         if side is not None:

@@ -74,15 +74,25 @@ def begins_as_picture(path: str | os.PathLike[str]) -> bool:
 
 def header_size(file: BinaryIO, label: str, policy: SourcePolicy) -> tuple[int, int]:
     """(height, width) as the header of an open file says. Raises `ImageError`."""
-    with _reading(label, "damaged"), _quietly():
-        width, height = _opened(file, label, policy).size
+    try:
+        with _quietly():
+            width, height = _opened(file, label, policy).size
+    except ImageError:
+        raise
+    except Exception as error:
+        raise _damaged(error, label, "damaged") from None
     return height, width
 
 
 def open_picture(file: BinaryIO, label: str, policy: SourcePolicy, config: ImageConfig) -> Image.Image:
     """The picture in an open file. Raises `ImageError`."""
-    with _reading(label, "damaged"), _quietly():
-        image = _opened(file, label, policy)
+    try:
+        with _quietly():
+            image = _opened(file, label, policy)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise _damaged(error, label, "damaged") from None
     _check_format(image, label)
     check_size(image.width, image.height, label, policy)
     if image.format in jpeg.FORMATS or "jpeg" in str(image.info.get("compression")):
@@ -106,7 +116,7 @@ def decode(image: Image.Image, label: str, policy: SourcePolicy, config: ImageCo
     image itself if it is that already, else one without metadata, so that it is not turned or converted again."""
     _check_format(image, label)
     check_size(image.width, image.height, label, policy)
-    with _reading(label, "damaged or truncated"):
+    try:
         if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_preview(image):
             raise ImageError(f"{label}: is a camera's raw file, of which only a preview can be read; export it as JPEG")
         clear = image.info.get("transparency")
@@ -129,6 +139,10 @@ def decode(image: Image.Image, label: str, policy: SourcePolicy, config: ImageCo
         if picture is not image:
             picture.info = {}
         return picture
+    except (ImageError, ImageWarning):  # the latter where warnings are errors
+        raise
+    except Exception as error:
+        raise _damaged(error, label, "damaged or truncated") from None
 
 
 def _check_format(image: Image.Image, label: str) -> None:
@@ -158,20 +172,13 @@ def check_size(width: int, height: int, label: str, policy: SourcePolicy) -> Non
         raise ImageError(f"{label}: {size}; make it smaller{ALLOW_LARGER}")
 
 
-@contextlib.contextmanager
-def _reading(label: str, how: str) -> Iterator[None]:
-    """Whatever a decoder raises of a damaged file as an `ImageError`."""
-    try:
-        yield
-    except (ImageError, ImageWarning):  # the latter where warnings are errors
-        raise
-    except Image.DecompressionBombError:
-        raise ImageError(f"{label}: has more pixels than Pillow decodes; make it smaller{ALLOW_LARGER}") from None
-    except MemoryError:
-        raise ImageError(f"{label}: there is not enough memory for its pixels; make it smaller") from None
-    except Exception as error:
-        reason = short(str(error)) or type(error).__name__
-        raise ImageError(f"{label}: {how} ({reason}); save or download it again") from None
+def _damaged(error: Exception, label: str, how: str) -> ImageError:
+    """What a decoder raised of a damaged file, which can be anything, as an `ImageError`."""
+    if isinstance(error, Image.DecompressionBombError):
+        return ImageError(f"{label}: has more pixels than Pillow decodes; make it smaller{ALLOW_LARGER}")
+    if isinstance(error, MemoryError):
+        return ImageError(f"{label}: there is not enough memory for its pixels; make it smaller")
+    return ImageError(f"{label}: {how} ({short(str(error)) or type(error).__name__}); save or download it again")
 
 
 @contextlib.contextmanager

@@ -82,7 +82,7 @@ class ImageProcessor(ABC):
 
     @classmethod
     def from_pretrained(
-        cls, path_or_repo: str | os.PathLike[str], *, hub: Mapping[str, Any] | None = None, **overrides: Any
+        cls, path_or_repo: str | os.PathLike[str], hub: Mapping[str, Any] | None = None, /, **overrides: Any
     ) -> Self:
         """From a folder or hub repository; `hub` has keywords of `resolve`. Raises `HubError`, `ConfigError`,
         `OptionError`."""

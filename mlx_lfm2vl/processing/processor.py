@@ -71,8 +71,9 @@ class Lfm2VlProcessor(PromptEncoder):
     def from_pretrained(
         cls,
         path_or_repo: str | os.PathLike[str],
-        *,
         hub: Mapping[str, Any] | None = None,
+        /,
+        *,
         use_image_special_tokens: bool | None = None,
         source_policy: SourcePolicy = DEFAULT_POLICY,
         **image_overrides: Any,

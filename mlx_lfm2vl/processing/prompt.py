@@ -301,10 +301,14 @@ def with_page_items(
 ) -> tuple[list[list[dict[str, Any]]], Any]:
     """The conversations with `images` in their items that hold no picture, and each PDF document replaced by an item a
     page; and None, or `images` where there is another number of such items. Raises `ImageError` and `PromptError`."""
+    empty = [
+        sum(all(item.get(name) is None for name in (*SOURCES, *VIDEO_SOURCES)) for item in picture_items(messages))
+        for messages in conversations
+    ]
     given = [] if images is None else flatten(images)
-    items = [item for messages in conversations for item in picture_items(messages)]
-    empty = sum(all(item.get(name) is None for name in (*SOURCES, *VIDEO_SOURCES)) for item in items)
-    rest, images = (iter(given), None) if len(given) == empty else (iter(()), images)
+    nested = bool(given) and isinstance(images, (list, tuple)) and all(isinstance(i, (list, tuple)) for i in images)
+    fits = [len(flatten(own)) for own in images] == empty if nested else len(given) == sum(empty)
+    rest, images = (iter(given), None) if fits else (iter(()), images)
     made: list[list[dict[str, Any]]] = []
     for messages in conversations:
         replaced: list[list[Any]] = []
@@ -335,7 +339,8 @@ def pictures_of(conversations: Sequence[Sequence[Mapping[str, Any]]], images: An
         return [[source for source in own if source is not None] for own in slots]
     if empty < sum(map(len, slots)):
         empty_items = f"{counted(empty, 'image item')} of the conversation without one"
-        raise PromptError(f"{counted(len(flatten(images)), 'picture')} in images= for {empty_items}")
+        way = "give one each, in one list or in a list a conversation"
+        raise PromptError(f"{counted(len(flatten(images)), 'picture')} in images= for {empty_items}; {way}")
     return images
 
 
@@ -343,7 +348,7 @@ def _sources(item: Mapping[str, Any], policy: SourcePolicy) -> list[Any]:
     """The sources that an image item holds, in the reference's order of names; [None] for an item that only marks a
     place."""
     if item.get("type") == "video":
-        return [item["video"]]
+        return [next((item[name] for name in VIDEO_SOURCES if item.get(name) is not None), None)]
     found = [item[name] for name in SOURCES[:3] if item.get(name) is not None]
     if item.get("base64") is not None:
         text = str(item["base64"])

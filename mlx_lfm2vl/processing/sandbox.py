@@ -127,7 +127,7 @@ def check_size(characters: int) -> None:
         raise TemplateError(f"makes a value larger than {MAX_CHARACTERS:,}")
 
 
-def foresee(name: str, *arguments: Any, **named: Any) -> None:
+def foresee(name: str, /, *arguments: Any, **named: Any) -> None:
     """Refuses an operator, filter or method whose result would be too large, before it is made."""
     if name in GROWTH:
         check_size(GROWTH[name](*arguments, **named))
@@ -140,7 +140,7 @@ def _repeated(left: Any, right: Any) -> int:
     return len(items) * times * (1 if isinstance(items, str) else _VALUE)
 
 
-def _formatted(form: Any, *values: Any, **named: Any) -> int:
+def _formatted(form: Any, /, *values: Any, **named: Any) -> int:
     """Characters of `form % values` and `form.format(values)`. Widths stand in the form, or come from the values."""
     form, given = str(form), [*values, *named.values()]
     widths = [int(digits) for digits in re.findall(r"\d+", form)]
@@ -150,7 +150,7 @@ def _formatted(form: Any, *values: Any, **named: Any) -> int:
     return len(form) + (form.count("%") + form.count("{")) * most
 
 
-def _formatted_by_braces(form: str, *values: Any, **named: Any) -> int:
+def _formatted_by_braces(form: str, /, *values: Any, **named: Any) -> int:
     if re.search(r"\{[^{}:!]*[.\[]", form):
         raise TemplateError("formats an attribute or item of a value; a field may only name the value")
     return _formatted(form, *values, **named)
@@ -316,6 +316,7 @@ def _metered(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     """A filter or test that counts as a call and is measured before and after. While a template is compiled there is no
     meter, so that jinja2 computes nothing beforehand."""
     skipped = int(hasattr(original, "jinja_pass_arg"))  # a context or the like comes first
+    foreseen = GROWTH.get(name)
 
     @functools.wraps(original)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -326,7 +327,8 @@ def _metered(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
             raise TemplateError(f"gives a text of more than {MAX_VALUES:,} characters to {name!r}")
         if name == "join":
             value = list(value)
-        foresee(name, value, *given, **kwargs)
+        if foreseen is not None:
+            check_size(foreseen(value, *given, **kwargs))
         return meter.made(original(*args[:skipped], value, *given, **kwargs))
 
     return run

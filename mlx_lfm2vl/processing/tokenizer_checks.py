@@ -16,11 +16,14 @@ from ..config import shown
 
 NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD", "ByteLevel")  # none of them makes a text longer without bound
 MAX_PIECES = 32  # of a template around a text
-MAX_PATTERN = 10_000  # characters; the longest published ones have some hundred
-_ESCAPE = re.compile(r"\\[pP]\{[^}]*\}|\\.", re.S)
+MAX_PATTERN = 10_000  # characters of all patterns; the longest published ones have some hundred
+_ESCAPE = re.compile(r"\\[pP]\{[^}]*\}|\\[^g]", re.S)
 _CLASS = re.compile(r"\[\^?\]?[^\[\]]*\]")
 _GROUP = re.compile(r"\(\??([^()]*)\)([*+]|\{\d*,?\d*\})?")
 _LOOSE = re.compile(r"[*+?|]|\{\d*,")
+_HIDDEN = re.compile(r"\\g|\(\?(?:#|[\w-]*x)")  # calls of groups, comments, and blanks that count for nothing
+_TWICE = re.compile(r"[*+?}]\{|\{\d*,\d*\}\??[*+]")  # one part that repeats its repetition
+_LAST = re.compile(r"\}\+(?=\||$)")  # as GPT-4's `{1,3}+`, behind which nothing can fail
 
 
 def check_normalizer(step: Mapping[str, Any] | None) -> None:
@@ -32,13 +35,12 @@ def check_normalizer(step: Mapping[str, Any] | None) -> None:
 
 def check_patterns(step: Mapping[str, Any] | None) -> None:
     """Patterns of pre-tokenizers that take polynomial time."""
-    for one in _steps(step, "pretokenizers"):
-        pattern = one.get("pattern")
-        regex = str(pattern.get("Regex", "")) if isinstance(pattern, Mapping) else ""
-        if len(regex) > MAX_PATTERN:
-            raise ValueError(f"a pattern has {len(regex):,} characters")
-        if takes_long(regex):
-            raise ValueError("a pattern repeats a group that repeats or chooses itself, which may take for ever")
+    given = [pattern for one in _steps(step, "pretokenizers") if isinstance(pattern := one.get("pattern"), Mapping)]
+    patterns = [str(pattern.get("Regex", "")) for pattern in given]
+    if (characters := sum(map(len, patterns))) > MAX_PATTERN:
+        raise ValueError(f"its patterns have {characters:,} characters")
+    if any(map(takes_long, patterns)):
+        raise ValueError("a pattern repeats a group that repeats or chooses itself, which may take for ever")
 
 
 def check_post_processor(step: Mapping[str, Any] | None, knows: Callable[[str], bool]) -> None:
@@ -67,16 +69,18 @@ def _steps(step: Mapping[str, Any] | None, inner: str) -> Iterator[Mapping[str, 
 
 
 def takes_long(pattern: str) -> bool:
-    """Whether a group that is repeated holds a repetition, an option or a choice, as `(a+)+` and `(a|aa)*` do: such a
-    pattern can need exponential time. Exact counts, `(\\d{3})*`, are no repetition."""
+    """Whether a group that is repeated holds a repetition, an option or a choice, as `(a+)+` and `(a|aa)*` do, or may,
+    unseen: such a pattern can need exponential time. Exact counts, `(\\d{3})*`, are no repetition."""
     bare = _ESCAPE.sub("x", pattern)
-    while _CLASS.search(bare):
-        bare = _CLASS.sub("x", bare)
+    while (outer := _CLASS.sub("x", bare)) != bare:
+        bare = outer
+    if _HIDDEN.search(bare):
+        return True
     while group := _GROUP.search(bare):  # from within outwards
         inner, repeat = group[1], group[2] or ""
         loose = _LOOSE.search(inner) is not None  # its parts can match in several ways
-        if loose and repeat not in ("", "{1}", "{0,1}"):
+        if _TWICE.search(inner) or (loose and repeat not in ("", "{1}", "{0,1}")):
             return True
         loose |= repeat in ("*", "+") or "," in repeat
         bare = f"{bare[: group.start()]}{'x*' if loose else 'x'}{bare[group.end() :]}"
-    return False
+    return _TWICE.search(_LAST.sub("}", bare)) is not None

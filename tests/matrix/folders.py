@@ -435,7 +435,11 @@ TOKENIZERS = [
     ),
     step("a pattern without an end", "which may take for ever", pre_tokenizer=split("(a+)+$")),
     step("a choice without an end", "which may take for ever", pre_tokenizer=split("(?:a|aa)*b")),
-    step("a pattern of 10,001 characters", "a pattern has 10,001 characters", pre_tokenizer=split("a" * 10_001)),
+    step(
+        "patterns of 10,001 characters",
+        "its patterns have 10,001 characters",
+        pre_tokenizer={"type": "Sequence", "pretokenizers": [split("a" * 5000), split("a" * 5001)]},
+    ),
     step("a pattern that is none", "not a tokenizer file", pre_tokenizer=split("(")),
     step(
         "a template of an unknown token",
