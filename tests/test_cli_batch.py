@@ -25,7 +25,7 @@ from PIL import Image
 from test_cli import MODEL, MODULE, ROOT, cli, refused  # noqa: F401
 
 from mlx_lfm2vl import GenerationOptions, load, stream_generate
-from mlx_lfm2vl.cli.answers import Output
+from mlx_lfm2vl.cli.output import Output
 
 PICTURES = GOLDEN / "pictures"
 FAST = ("--model", MODEL, "--max-tokens", 4)

@@ -20,8 +20,8 @@ from launched import ended, free_ports, start_ranks
 from test_cli import MODEL, ROOT, cli  # noqa: F401
 
 from mlx_lfm2vl.cli import main
-from mlx_lfm2vl.cli.answers import InOrder, Output
 from mlx_lfm2vl.cli.joining import said_late
+from mlx_lfm2vl.cli.output import InOrder, Output
 from mlx_lfm2vl.cli.ranks import Ranks, dealt_by_cost
 from mlx_lfm2vl.distributed.group import launch, launched_group
 from mlx_lfm2vl.distributed.links import SILENCE, Came, Link, greeted, silence

@@ -42,7 +42,7 @@ from mlx_lfm2vl import (
     generate_batch,
     load,
 )
-from mlx_lfm2vl.cli.chosen import chosen_draft
+from mlx_lfm2vl.cli.arguments import chosen_draft
 from mlx_lfm2vl.distributed.links import SILENCE, Came, Link
 from mlx_lfm2vl.errors import DistributedError, OutOfMemoryError
 from mlx_lfm2vl.generation.lockstep import Follower, FollowingScheduler, Lead

@@ -24,9 +24,9 @@ from typing import Any
 from .. import Completion
 from ..distributed.links import Came, Link
 from ..errors import DistributedError, counted
-from .answering import RowAnswers
-from .answers import KEPT, InOrder, Output, line_of
 from .interrupt import RankInterrupt
+from .output import KEPT, InOrder, Output, line_of
+from .row_answers import RowAnswers
 from .rows import Row, Rows
 
 WAIT = 0.2  # seconds between two looks at what came, while nothing else is to do

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import DistributedError, Lfm2VlError, OptionError
-from .chosen import load_model
+from .arguments import load_model
 from .interrupt import GRACE
 from .joining import joined_group, refuse_stdin
 from .stderr import print_error
