@@ -339,7 +339,7 @@ WORDS = ("--model", "demo", "--max-tokens", 12)
 def test_generate_answers_as_one_process(tmp_path, monkeypatch, cli):  # noqa: F811
     """Only rank 0 reads the picture and prints."""
     monkeypatch.setenv("MLX_LFM2VL_BACKEND", "mlx")
-    words = ("generate", *WORDS, "--prompt", "What is this?", "--temp", 0.7, "--seed", 5, "--image")
+    words = ("generate", *WORDS, "--verbose", "--prompt", "What is this?", "--temp", 0.7, "--seed", 5, "--image")
     _, alone, _ = cli(*words, SMALL)
     picture = tmp_path / "a" / "small.png"
     picture.parent.mkdir()
