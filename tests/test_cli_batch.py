@@ -25,7 +25,8 @@ from PIL import Image
 from test_cli import MODEL, MODULE, ROOT, cli, refused  # noqa: F401
 
 from mlx_lfm2vl import GenerationOptions, load, stream_generate
-from mlx_lfm2vl.cli.answers import Output
+from mlx_lfm2vl.cli.output import Output
+from mlx_lfm2vl.cli.rows import Rows
 
 PICTURES = GOLDEN / "pictures"
 FAST = ("--model", MODEL, "--max-tokens", 4)
@@ -471,6 +472,50 @@ def test_failed_rows_are_done_again_in_their_places(cli, refused, tmp_path):  # 
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl", "out.jsonl.new", "out.jsonl.retry.new"]
     assert all((tmp_path / f"out.jsonl{end}").read_text() == "the user's own" for end in (".new", ".retry.new"))
     assert "give one of them" in refused(*words, "--retry-failed", "--overwrite")
+
+
+@pytest.mark.parametrize("wrong", [PermissionError(13, "Permission denied"), KeyboardInterrupt()])
+def test_an_error_where_failed_rows_are_replaced_loses_none(cli, tmp_path, monkeypatch, wrong):  # noqa: F811
+    rows, output, names = failing(tmp_path, 4)
+    words = ("batch", rows, "--output", output, *FAST)
+    assert "4 rows, 1 with an error" in cli(*words)[2]
+    before = output.read_bytes()
+    (tmp_path / names[0]).write_bytes((PICTURES / "small.png").read_bytes())
+
+    def fail(path: object, *more: object) -> None:
+        raise wrong
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx_lfm2vl.cli.output.os.replace", fail)
+        if isinstance(wrong, OSError):
+            code, _, err = cli(*words, "--retry-failed")
+            assert code == 2 and f"{output}: cannot be written (Permission denied)" in err
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                cli(*words, "--retry-failed")
+    assert output.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl", "out.jsonl.retry"]
+    if isinstance(wrong, OSError):
+        with monkeypatch.context() as patch:
+            patch.setattr("mlx_lfm2vl.cli.output.os.unlink", fail)
+            code, _, err = cli(*words, "--retry-failed")
+            assert code == 2 and err.splitlines()[-1].endswith("out.jsonl.retry: cannot be removed (Permission denied)")
+    cli(*words, "--retry-failed")
+    assert all("text" in row for row in read(output))
+
+
+def test_an_input_that_becomes_shorter_is_an_error(refused, tmp_path, monkeypatch):  # noqa: F811
+    rows, output = write(tmp_path / "rows.jsonl", {"prompt": "Hi"}, {"prompt": "Ho"}), tmp_path / "out.jsonl"
+    only = Rows.only
+
+    def shorter(self, numbers):
+        rows.write_text('{"prompt": "Hi"}\n')
+        return only(self, numbers)
+
+    monkeypatch.setattr(Rows, "only", shorter)
+    said = refused("batch", rows, "--output", output, *FAST)
+    assert said.endswith("1 row is missing, the first is 2, as the input has become shorter meanwhile")
+    assert len(read(output)) == 1
 
 
 @pytest.mark.sampled(1)

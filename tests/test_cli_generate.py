@@ -284,6 +284,7 @@ def test_no_name_at_all():
     [
         ("generate --prompt Hi >&-", 2, "stdout is closed"),
         ("generate --image - <&-", 2, "stdin is closed"),
+        ("generate --video - <&-", 2, "stdin is closed"),
         ("generate --prompt-file - <&-", 2, "stdin is closed"),
         ("chat <&-", 2, "stdin is closed"),
         ("chat <&- >&- 2>&-", 2, ""),

@@ -20,9 +20,10 @@ from launched import ended, free_ports, start_ranks
 from test_cli import MODEL, ROOT, cli  # noqa: F401
 
 from mlx_lfm2vl.cli import main
-from mlx_lfm2vl.cli.answers import InOrder, Output
 from mlx_lfm2vl.cli.joining import said_late
+from mlx_lfm2vl.cli.output import AHEAD, InOrder, Output
 from mlx_lfm2vl.cli.ranks import Ranks, dealt_by_cost
+from mlx_lfm2vl.cli.rows import Row
 from mlx_lfm2vl.distributed.group import launch, launched_group
 from mlx_lfm2vl.distributed.links import SILENCE, Came, Link, greeted, silence
 from mlx_lfm2vl.errors import DistributedError
@@ -224,8 +225,12 @@ def test_a_wait_for_a_rank_that_never_comes_can_be_ended(tmp_path, rank):
         ended(ranks)
 
 
-def test_rows_on_stdin_are_refused_in_ranks(tmp_path):
-    for code, out, err in ended(start_ranks(tmp_path, 2, *words(Path("-"), tmp_path / "out.jsonl"))):
+@pytest.mark.parametrize("more", [["-"], ["rows.jsonl", "--prompt", "-"], ["rows.jsonl", "--prompt-file", "-"]])
+def test_what_is_on_stdin_is_refused_in_ranks(tmp_path, more):
+    (tmp_path / "rows.jsonl").write_text('{"image": "small.png"}\n')
+    for code, out, err in ended(
+        start_ranks(tmp_path, 2, "batch", *more, "--output", "out.jsonl", stdin=subprocess.PIPE)
+    ):
         assert (code, out) == (2, "") and "mlx.launch does not end" in err, err
 
 
@@ -251,6 +256,16 @@ def test_a_wait_for_ranks_that_load_can_be_stopped(tmp_path):
         )
         assert dealt == [] and order.missing == [1, 2]
         link.close()
+
+
+def test_lines_that_came_early_outlast_an_output_of_other_rows(tmp_path):
+    path = str(tmp_path / "out.jsonl.retry")
+    mine, other = (Row({"id": n, "prompt": "Hi"}, error="wrong", number=1) for n in (1, 2))
+    for name, row in ((path, other), (path + AHEAD, mine)):
+        with Output(name, False, "s") as made:
+            made.write(row, None)
+    with Output.left(path, False, "s", lambda: [mine]) as made, made.beside(AHEAD, lambda: [mine]) as ahead:
+        assert (made.failed, ahead.failed) == ([], [1])
 
 
 def test_a_rank_with_another_input_writes_no_row(tmp_path):

@@ -42,7 +42,7 @@ from mlx_lfm2vl import (
     generate_batch,
     load,
 )
-from mlx_lfm2vl.cli.chosen import chosen_draft
+from mlx_lfm2vl.cli.arguments import chosen_draft
 from mlx_lfm2vl.distributed.links import SILENCE, Came, Link
 from mlx_lfm2vl.errors import DistributedError, OutOfMemoryError
 from mlx_lfm2vl.generation.lockstep import Follower, Lead
@@ -339,7 +339,7 @@ WORDS = ("--model", "demo", "--max-tokens", 12)
 def test_generate_answers_as_one_process(tmp_path, monkeypatch, cli):  # noqa: F811
     """Only rank 0 reads the picture and prints."""
     monkeypatch.setenv("MLX_LFM2VL_BACKEND", "mlx")
-    words = ("generate", *WORDS, "--prompt", "What is this?", "--temp", 0.7, "--seed", 5, "--image")
+    words = ("generate", *WORDS, "--verbose", "--prompt", "What is this?", "--temp", 0.7, "--seed", 5, "--image")
     _, alone, _ = cli(*words, SMALL)
     picture = tmp_path / "a" / "small.png"
     picture.parent.mkdir()

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError, PromptError, counted
-from .chosen import default_model, picture_overrides, sampling_options
+from .arguments import default_model, picture_overrides, sampling_options
 from .inputs import DEFAULT_PROMPT, read_prompt
 from .interrupt import Interrupt, RankInterrupt
 from .options import add, add_decoding, add_model, add_pictures, add_prompt, add_sampling
@@ -84,10 +84,10 @@ def run(args: argparse.Namespace) -> int:
 def _answer(args: argparse.Namespace) -> int:
     from .. import GenerationOptions
     from ..distributed.links import Came, connect
-    from .answering import TASKS
-    from .answers import settings
     from .joining import joined_group, refuse_stdin
+    from .output import settings
     from .ranks import Dealer, Ranks, answer_dealt
+    from .row_answers import TASKS
     from .rows import Rows
 
     _check_task(args, any(name == "-" or name.endswith(".jsonl") for name in args.input))
@@ -128,8 +128,8 @@ def _answer(args: argparse.Namespace) -> int:
 
 def _write(args: argparse.Namespace, rows: Rows, digest: str, ranks: Ranks) -> int:
     """Answers the rows that the output lacks, with the other ranks."""
-    from .answering import RowAnswers
-    from .answers import InOrder, Output, line_of
+    from .output import InOrder, Output, line_of
+    from .row_answers import RowAnswers
 
     interrupt = Interrupt() if ranks.alone else RankInterrupt(lambda: bool(ranks.lost))
     with Output(args.output, args.overwrite, digest) as output, interrupt, Bars() as bars:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from ..errors import OptionError
-from .chosen import name_model
+from .arguments import name_model
 from .options import add, whole
 from .stderr import Bars, note
 

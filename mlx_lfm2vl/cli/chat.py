@@ -7,8 +7,8 @@ import contextlib
 from dataclasses import replace
 
 from ..errors import Lfm2VlError
+from .arguments import chosen_draft, chosen_vision_cache, load_model, sampling_options, source_policy
 from .chat_commands import Conversation
-from .chosen import chosen_draft, chosen_vision_cache, load_model, sampling_options, source_policy
 from .interrupt import terminable
 from .options import add, add_decoding, add_model, add_pictures, add_sampling, add_videos
 from .stderr import print_error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Lfm2VlError, OptionError, short
-from .chosen import FIELDS, form_of
+from .arguments import FIELDS, form_of
 
 if TYPE_CHECKING:
     from .. import GenerationOptions

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from .chosen import DEMO
+from .arguments import DEMO
 from .options import Parser
 from .stderr import PROGRAM
 

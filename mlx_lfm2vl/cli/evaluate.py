@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.files import writing
 from ..errors import OptionError, counted
-from .chosen import chosen_draft, load_model, picture_overrides
+from .arguments import chosen_draft, load_model, picture_overrides
 from .interrupt import Interrupt
 from .options import add, add_drafts, add_pictures, whole
 from .stderr import Bars, note
@@ -23,7 +23,7 @@ from .stderr import Bars, note
 if TYPE_CHECKING:
     from .. import GenerationRequest, Lfm2VlForConditionalGeneration, Lfm2VlProcessor
     from ..evaluation.rows import EvaluationRow
-    from .answering import Asked
+    from .row_answers import Asked
     from .rows import Row
 
 SUMMARY = "measure how often models are right, on a task file or a benchmark"
@@ -124,8 +124,8 @@ def _answers(
     last. `draft`: loads what proposes tokens, where a row has no answer yet."""
     from .. import generate_batch
     from ..generation.draft_model import check_draft
-    from .answering import answered
-    from .answers import Output, settings
+    from .output import Output, settings
+    from .row_answers import answered
 
     asked = [_row(row, number, args) for number, row in enumerate(rows, 1)]
     chosen: dict[str, Any] = {**picture_overrides(args), "max_tokens": args.max_tokens, "recipe": args.recipe}
@@ -188,7 +188,7 @@ def _asked(
     `GenerationOptions`. Raises `Lfm2VlError` for what is wrong with the row, or where the model is not known to do the
     task."""
     from .. import DetectTask, ExtractTask, recipe_of
-    from .answering import asked_of
+    from .row_answers import asked_of
 
     question = replace(question, options=replace(question.options, draft=draft))
     if not isinstance(question.prompt, str):

@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError
-from .chosen import load_model, sampling_options, source_policy
+from .arguments import load_model, sampling_options, source_policy
 from .generate import for_stdout
 from .inputs import DEFAULT_PROMPT, check_output, load_pictures, read_prompt, shortened
 from .interrupt import answering

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError, PromptError, counted
-from .chosen import chosen_draft, chosen_vision_cache, load_model, picture_overrides, sampling_options, source_policy
+from .arguments import chosen_draft, chosen_vision_cache, load_model, picture_overrides, sampling_options, source_policy
 from .inputs import (
     DEFAULT_PROMPT,
     STDIN,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..weights.choices import DTYPES
-from .chosen import name_model, picture_overrides, source_policy
+from .arguments import name_model, picture_overrides, source_policy
 from .interrupt import Interrupt
 from .options import add, add_pictures, real, whole
 from .stderr import Bars, note

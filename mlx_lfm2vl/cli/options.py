@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..errors import did_you_mean
-from .chosen import MODEL_VARIABLE
+from .arguments import MODEL_VARIABLE
 from .stderr import print_error
 
 

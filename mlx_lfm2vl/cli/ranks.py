@@ -23,10 +23,10 @@ from typing import Any
 
 from .. import Completion
 from ..distributed.links import Came, Link
-from ..errors import DistributedError, counted
-from .answering import RowAnswers
-from .answers import KEPT, InOrder, Output, line_of
+from ..errors import DistributedError, OptionError, counted
 from .interrupt import RankInterrupt
+from .output import KEPT, InOrder, Output, line_of
+from .row_answers import RowAnswers
 from .rows import Row, Rows
 
 WAIT = 0.2  # seconds between two looks at what came, while nothing else is to do
@@ -105,13 +105,14 @@ class Ranks:
                 link.send(message)
 
     def check_complete(self, path: str, order: InOrder) -> None:
-        """Raises `DistributedError` where rows are missing."""
+        """Raises `DistributedError` where rows are missing as a rank is lost, `OptionError` where the input has lost
+        them."""
         if missing := order.missing:
-            lost = ", ".join(map(str, self.lost))
-            raise DistributedError(
-                f"{path}: {counted(len(missing), 'row', be=True)} missing, the first is {missing[0]}, as "
-                f"{'ranks' if len(self.lost) > 1 else 'rank'} {lost} did not finish; the same command answers them"
-            )
+            known = f"{path}: {counted(len(missing), 'row', be=True)} missing, the first is {missing[0]}, as"
+            if not self.lost:
+                raise OptionError(f"{known} the input has become shorter meanwhile")
+            ranks = f"{'ranks' if len(self.lost) > 1 else 'rank'} {', '.join(map(str, self.lost))}"
+            raise DistributedError(f"{known} {ranks} did not finish; the same command answers them")
 
     def _lose(self, rank: int) -> None:
         self._busy.discard(rank)

@@ -20,7 +20,7 @@ from ..processing.json_lines import fault
 from ..processing.open_file import beside, file_and_pages
 from ..processing.picture_keys import misspelt, names_video, pictures_key, prompt_key, videos_key
 from ..tasks.task import Task
-from .chosen import FIELDS, SAMPLING, row_form
+from .arguments import FIELDS, SAMPLING, row_form
 from .inputs import STDIN, default_prompt, is_video, pictures_in
 
 NO_TMPDIR = "a temporary folder; TMPDIR must name one that can be written"

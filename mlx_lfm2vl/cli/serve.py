@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 from ..errors import AnswerWarning, OptionError
-from .chosen import MODEL_VARIABLE, chosen_draft, default_model, picture_overrides, vision_cache_folder
+from .arguments import MODEL_VARIABLE, chosen_draft, default_model, picture_overrides, vision_cache_folder
 from .options import add, add_decoding, add_picture_policy, real, whole
 from .stderr import note
 

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import DistributedError, Lfm2VlError, OptionError
-from .chosen import load_model
+from .arguments import load_model
 from .interrupt import GRACE
 from .joining import joined_group, refuse_stdin
 from .stderr import print_error
@@ -80,6 +80,7 @@ def _follow(args: argparse.Namespace, link: Link, came: Came) -> int:
     from ..generation.lockstep import Follower, text_of
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 ends all
+    args.verbose = False  # it alone tells
     try:
         with _watched(lambda: ENDED if _is_over(came) else _lost([link])):
             Follower(*load_model(args), link, came).run()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import OutputError
-from .answers import replaced
+from .output import replaced
 from .rows import RESULT
 
 COLUMNS = [name for name in RESULT if name != "settings"]

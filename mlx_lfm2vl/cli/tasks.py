@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError, OutputError
-from .chosen import load_model, sampling_options, source_policy
+from .arguments import load_model, sampling_options, source_policy
 from .generate import for_stdout
 from .inputs import check_output, load_pictures, shortened
 from .interrupt import answering

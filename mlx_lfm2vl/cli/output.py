@@ -55,10 +55,12 @@ def replaced(path: str, like: str) -> Iterator[str]:
             os.close(number)
         shutil.copymode(like, new)
         os.replace(new, place)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(new)
-        raise unwritable(path, error) from None
+        if isinstance(error, OSError):
+            raise unwritable(path, error) from None
+        raise
 
 
 class Line(NamedTuple):
@@ -242,8 +244,7 @@ class Output:
         try:
             output.match(rows, others=False)
         except OtherRowsError:  # a run was killed in `take_over`, or other rows have failed since
-            output._file.close()
-            output = cls(path, True, settings)
+            output.lines, output._length, output._end = {}, 0, 0
         output.begin()
         return output
 
@@ -266,9 +267,12 @@ class Output:
         self.lines |= {row: self.lines[row]._replace(failed=line.failed) for row, line in others.lines.items()}
 
     def remove(self) -> None:
-        """Takes the file away, whose lines are elsewhere."""
+        """Takes the file away, whose lines are elsewhere. Raises `OutputError`."""
         self._file.close()
-        os.unlink(self.path)
+        try:
+            os.unlink(self.path)
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be removed ({error.strerror or error})") from None
 
 
 class InOrder:

@@ -1,4 +1,4 @@
-"""What the options of a command choose, and what a row of `batch` chooses for itself, as the library takes it."""
+"""Arguments of the library from the options of a command, and from what a row of `batch` says for itself."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from ..generation.response import NOTHING
 from ..processing.load_image import stated_size
 from ..tasks.export import plain
 from ..tasks.task import Task
-from .chosen import chosen_draft, chosen_vision_cache, load_model, picture_overrides
+from .arguments import chosen_draft, chosen_vision_cache, load_model, picture_overrides
 from .rows import NAMED, Row, Rows
 
 TASKS: dict[str, type[Any]] = {
