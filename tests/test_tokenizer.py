@@ -232,6 +232,7 @@ class TestFiles:
             (r"a{1,2}{1,22}b", True),
             (r"a{1,2}+b", True),
             (r"a{,3}?+?b", True),
+            (r"\c[(?:a+x?)+[b]]", True),
             (r"(?:a{1,2}+|c)b", True),
             (r"\\g|[#(]?#x|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\p{L}{1,3}+", False),
         ],

@@ -17,12 +17,12 @@ from ..config import shown
 NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD", "ByteLevel")  # none of them makes a text longer without bound
 MAX_PIECES = 32  # of a template around a text
 MAX_PATTERN = 10_000  # characters of all patterns; the longest published ones have some hundred
-_ESCAPE = re.compile(r"\\[pP]\{[^}]*\}|\\[^g]", re.S)
+_ESCAPE = re.compile(r"\\[pP]\{[^}]*\}|\\[^cgCM]", re.S)
 _CLASS = re.compile(r"\[\^?\]?[^\[\]]*\]")
 _GROUP = re.compile(r"\(\??([^()]*)\)([*+]|\{\d*,?\d*\})?")
 _LOOSE = re.compile(r"[*+?|]|\{\d*,")
-_HIDDEN = re.compile(r"\\g|\(\?(?:#|[\w-]*x)")  # calls of groups, comments, and blanks that count for nothing
-_TWICE = re.compile(r"[*+?}]\{|\{\d*,\d*\}\??[*+]")  # one part that repeats its repetition
+_HIDDEN = re.compile(r"\(\?(?:#|[\w-]*x)")  # comments, and blanks that count for nothing
+_TWICE = re.compile(r"[*+?}]\{[\d,]|\{\d*,\d*\}\??[*+]")  # one part that repeats its repetition
 _LAST = re.compile(r"\}\+(?=\||$)")  # as GPT-4's `{1,3}+`, behind which nothing can fail
 
 
@@ -72,6 +72,8 @@ def takes_long(pattern: str) -> bool:
     """Whether a group that is repeated holds a repetition, an option or a choice, as `(a+)+` and `(a|aa)*` do, or may,
     unseen: such a pattern can need exponential time. Exact counts, `(\\d{3})*`, are no repetition."""
     bare = _ESCAPE.sub("x", pattern)
+    if "\\" in bare:  # a call of a group, or a control character, whose letter may be a bracket
+        return True
     while (outer := _CLASS.sub("x", bare)) != bare:
         bare = outer
     if _HIDDEN.search(bare):
