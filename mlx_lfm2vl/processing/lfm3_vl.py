@@ -26,7 +26,7 @@ from .view_plan import VideoPlan, ViewPlan
 TOKENS = {  # the reference's, where the tokenizer names none
     "image_token": "<|image_pad|>",
     "video_token": "<|video_pad|>",
-    "vision_start_token": "<|vision_start|>",  # before a picture, and before each group of a video's frames
+    "vision_start_token": "<|vision_start|>",
     "vision_end_token": "<|vision_end|>",
 }
 VIDEO_INPUTS = ("pixel_values_videos", "video_grid_thw")
@@ -125,15 +125,38 @@ class Lfm3VlProcessor(Lfm2VlProcessor):
         """The token that stands for a picture."""
         return self._token("image_token")
 
+    @property
+    def video_token(self) -> str:
+        """The token that stands for a video."""
+        return self._token("video_token")
+
+    @property
+    def video_token_id(self) -> int:
+        """Raises `TokenizerError` if the tokenizer does not know the token."""
+        return self.tokenizer.id_of(self.video_token, "video_token")
+
+    @property
+    def vision_start_token(self) -> str:
+        """The token before a picture, and before each group of a video's frames."""
+        return self._token("vision_start_token")
+
+    @property
+    def vision_start_token_id(self) -> int:
+        """Raises `TokenizerError` if the tokenizer does not know the token."""
+        return self.tokenizer.id_of(self.vision_start_token, "vision_start_token")
+
+    @property
+    def vision_end_token(self) -> str:
+        """The token behind them."""
+        return self._token("vision_end_token")
+
+    @property
+    def vision_end_token_id(self) -> int:
+        """Raises `TokenizerError` if the tokenizer does not know the token."""
+        return self.tokenizer.id_of(self.vision_end_token, "vision_end_token")
+
     def _token(self, name: str) -> str:
         return self.tokenizer.special_tokens_map.get(name, TOKENS[name])
-
-    def __getattr__(self, name: str) -> Any:
-        """The tokens of `TOKENS` and their ids, as "video_token_id". Raises `TokenizerError` for a missing one."""
-        base = name.removesuffix("_id")
-        if base not in TOKENS:
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        return self._token(base) if name == base else self.tokenizer.id_of(self._token(base), base)
 
     def markup(self, use_image_special_tokens: bool | None = None) -> ImageMarkup:
         """The tokens that stand for pictures in this checkpoint's texts. Raises `OptionError`."""
