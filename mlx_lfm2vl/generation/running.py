@@ -68,7 +68,7 @@ class Running:
         """The next token of every row, or several where drafts are right. After an error the rows' states no longer
         agree."""
         assert self.batch is not None
-        if not any(row.timed for row in self.rows):
+        if not any(row.speculation is not None and row.speculation.timed for row in self.rows):
             return self._step(self.batch, late=False)[0]
         self._pace = self._pace or Pace(time.perf_counter)
         count = len(self.rows)
@@ -92,13 +92,13 @@ class Running:
             blocks = ready and not late and self._read_blocks(batch, most)
             drafts = [
                 []
-                if row.speculation is None or (late and row.timed)
+                if row.speculation is None or (late and row.speculation.timed)
                 else row.speculation.propose(most, self._vocabulary, ready)
                 for row in self.rows
             ]
         if late and self.lost:
             for row in self.rows:
-                row.undrafted += row.timed
+                row.undrafted += row.speculation is not None and row.speculation.timed
         self._proposed = any(drafts) and not ready
         if any(drafts) and ready:
             return self._verify(batch, drafts), False

@@ -77,11 +77,6 @@ class Sequence:
         return np.concatenate([self.ids, np.array(self.generated, self.ids.dtype)])
 
     @property
-    def timed(self) -> bool:
-        """Whether it has drafts that end by the clock."""
-        return self.speculation is not None and self.speculation.timed
-
-    @property
     def known(self) -> int:
         """Tokens that need no run, since `source` holds their states."""
         return 0 if self.source is None else self.source[1].offset
