@@ -587,6 +587,13 @@ def test_bad_input_leaves_nothing_behind(refused, tmp_path, monkeypatch, words, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_picture_is_called_in_its_error_as_on_the_command_line(cli, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    names = draw(tmp_path, 1)
+    assert cli("batch", *names, "./gone.png", "--output", "out.jsonl", *FAST)[0] == 1
+    assert read(tmp_path / "out.jsonl")[1]["error"] == "./gone.png: no such picture"
+
+
 def test_a_file_that_is_not_there_is_a_row_with_an_error(cli, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     names = draw(tmp_path, 2)

@@ -195,7 +195,7 @@ class Rows:
             raise PromptError(f'"{key}" is empty; leave it out, or name a {"picture" if of == "image" else of}')
         if not all(isinstance(each, str) for each in given):
             raise PromptError(f'"{of}" must be a path, a URL, a data URI or a list of them')
-        return [beside(each, self._folder) for each in given]
+        return given if self._file is None else [beside(each, self._folder) for each in given]
 
 
 def _kept() -> BinaryIO:
