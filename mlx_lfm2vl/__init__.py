@@ -1,4 +1,4 @@
-"""Liquid AI's LFM2-VL and LFM2.5-VL vision-language models in MLX.
+"""Liquid AI's LFM2-VL, LFM2.5-VL and LFM3-VL vision-language models in MLX.
 
 The names below are the public interface. Each is imported when it is first used, so that `import mlx_lfm2vl` costs
 nothing and a program that only processes pictures never starts MLX.

@@ -187,6 +187,11 @@ def test_a_saved_module_of_another_shape_is_refused(tmp_path):
         load(GOLDEN / "gen25", adapter=changed(tmp_path, "dora", tensors=cut))
 
 
+def only_a_checkpoint(folder: Path) -> Path:
+    (folder / "checkpoint.safetensors").write_bytes(b"")
+    return folder
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -194,6 +199,7 @@ def test_a_saved_module_of_another_shape_is_refused(tmp_path):
         (lambda folder: ADAPTERS / "lora" / "adapter_config.json", "is a file; give the adapter's folder"),
         (lambda folder: folder, "has no adapter_config.json; it is no adapter"),
         (lambda folder: GOLDEN / "gen25", "has no adapter_config.json; it is no adapter"),
+        (only_a_checkpoint, "its training has ended before it kept an adapter; run `lora` again"),
         (lambda folder: 7, "adapter is int, expected the name of a folder"),
     ],
 )
@@ -285,7 +291,7 @@ def test_what_cannot_be_fused_is_said_before_anything_is_written(tmp_path):
     before = sorted(tmp_path.iterdir())
     for source, options, said in (
         (GOLDEN / "gen25", {"dequantize": True}, "is not quantised; there is nothing to dequantise"),
-        (tmp_path / "q", {"layout": "hub"}, "this layout for dense models; add --dequantize"),
+        (tmp_path / "q", {"layout": "hub"}, "this layout is for dense models; add --dequantize"),
         (GOLDEN / "gen25", {"layout": "gguf"}, "layout is 'gguf', expected one of mlx, hub"),
         (GOLDEN / "gen2", {}, "the adapter is of another model (gen25), load it with that one"),
     ):

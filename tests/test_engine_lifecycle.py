@@ -18,7 +18,7 @@ from engines import FOREVER, enqueued, occupied
 from mlx_lfm2vl import load
 from mlx_lfm2vl.engine.engine import Engine
 from mlx_lfm2vl.engine.handle import SinkThreads
-from mlx_lfm2vl.errors import ConfigError, EngineClosedError, OptionError
+from mlx_lfm2vl.errors import ConfigError, EngineClosedError, OptionError, OutputError
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,6 +82,16 @@ def test_nobody_waits_for_a_thread_that_has_died(monkeypatch):
         with pytest.raises(EngineClosedError, match="has ended with an error: ZeroDivisionError"):
             waiting.result(30)
         with pytest.raises(EngineClosedError, match="has ended with an error: ZeroDivisionError"):
+            engine.generate("Hello.")
+
+
+def test_an_engine_that_ended_says_the_error_as_it_is(tmp_path):
+    with Engine("demo", prompt_cache_folder=tmp_path / "kept") as engine:
+        engine.wait_until_ready(60)
+        (tmp_path / "kept").write_text("")
+        with pytest.raises((EngineClosedError, OutputError), match="cannot be kept there"):
+            engine.generate("Hello.")
+        with pytest.raises(EngineClosedError, match=r"with an error: /.*prompts cannot be kept there"):
             engine.generate("Hello.")
 
 

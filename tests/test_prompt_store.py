@@ -179,8 +179,12 @@ def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_used_is_said(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"file.*prompts cannot be kept there"):
-        answer(PromptCache(folder=tmp_path / "file"))
+    with pytest.raises(OutputError, match="file: is a file, where a folder is wanted"):
+        PromptCache(folder=tmp_path / "file")
+    with pytest.raises(OutputError, match="file: is a file, where a folder is wanted"):
+        Engine("demo", prompt_cache_folder=tmp_path / "file")
+    with pytest.raises(OutputError, match="prompts cannot be kept there"):
+        answer(PromptCache(folder=tmp_path / "file" / "within"))
 
 
 def test_a_model_that_is_of_no_files_is_refused(tmp_path):

@@ -255,6 +255,7 @@ def test_a_question_is_a_question():
     [
         ({"options": {}}, "options is dict, expected GenerationOptions"),
         ({"stop": 3}, "stop is 3, expected a function"),
+        ({"stop": "ring"}, r"stop is 'ring', expected a function; texts that end .* GenerationOptions\(stop=\)"),
         ({"progress": 3}, "progress is 3, expected a function"),
         ({"vision_cache": 3}, "vision_cache is int, expected a VisionCache"),
         ({"prompt_cache": 3}, "prompt_cache is int, expected a PromptCache"),

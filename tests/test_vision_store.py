@@ -129,8 +129,8 @@ def test_files_that_another_process_deletes_are_no_error(tmp_path, monkeypatch, 
 
 def test_a_folder_that_cannot_be_used_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="pictures cannot be kept there"):
-        answer(tmp_path / "file")
+    with pytest.raises(OutputError, match="file: is a file, where a folder is wanted"):
+        VisionCache(folder=tmp_path / "file")
     with pytest.raises(OptionError, match="folder_limit"):
         VisionCache(folder=tmp_path, folder_limit=-1)
 

@@ -58,6 +58,8 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
     if not (place / ADAPTER_CONFIG).is_file():
         what = "has no adapter_config.json; it is no adapter" if place.is_dir() else "no such folder of an adapter"
         what = "is a file; give the adapter's folder" if place.is_file() else what
+        if (place / CHECKPOINT).is_file():
+            what = "its training has ended before it kept an adapter; run `lora` again"
         raise HubError(f"{place}: {what}")
     config = read_json(place / ADAPTER_CONFIG)
     file = next((place / name for name in (PEFT_WEIGHTS, MLX_LM_WEIGHTS) if (place / name).is_file()), None)

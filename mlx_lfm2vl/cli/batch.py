@@ -188,7 +188,9 @@ def _write(args: argparse.Namespace, rows: Rows, digest: str, ranks: Ranks) -> i
         failed = ""
         if output.failed:
             first = min(output.failed)
-            failed = f", {len(output.failed)} with an error; the first is row {first}: {output.error(first)}"
+            error = output.error(first)
+            place = "" if error.startswith(f"line {first}: ") else f"row {first}: "
+            failed = f", {len(output.failed)} with an error; the first is {place}{error}"
         note(f"{args.output}: {counted(len(output.lines), 'row')}{failed}")
     return 1 if output.failed else 0
 

@@ -178,7 +178,9 @@ def convert(
     elif asked:
         plan = make_plan(q.widths(model), q.parameter_count(model), options)
     if before and layout != "mlx" and not dequantize:
-        raise OptionError(f"{folder}: is quantised, this layout for dense models; add --dequantize (dequantize=True)")
+        raise OptionError(
+            f"{folder}: is quantised, and this layout is for dense models; add --dequantize (dequantize=True)"
+        )
     if dequantize and not before:
         raise OptionError(f"{folder}: is not quantised; there is nothing to dequantise")
     for note in plan.notes if plan else ():

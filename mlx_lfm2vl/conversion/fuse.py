@@ -117,7 +117,9 @@ def fuse(
     if dequantize and not stored.widths:
         raise OptionError(f"{folder}: is not quantised; there is nothing to dequantise")
     if layout != "mlx" and stored.widths and not dequantize:
-        raise OptionError(f"{folder}: is quantised, this layout for dense models; add --dequantize (dequantize=True)")
+        raise OptionError(
+            f"{folder}: is quantised, and this layout is for dense models; add --dequantize (dequantize=True)"
+        )
     stopped = unfinished(change.folder)
     for note in (*stored.notes, *([AGAIN] if stored.widths and not dequantize else [])):
         on_note(note)

@@ -55,7 +55,12 @@ class EngineChat:
         *,
         videos: Any = None,
         role: Role = "user",
-        **arguments: Unpack[AskAgainArguments],
+        options: GenerationOptions | None = None,
+        deadline: float | None = None,
+        wait: float = 0.0,
+        sink: Sink | None = None,
+        stop: Stop | None = None,
+        progress: Progress | None = None,
     ) -> Request:
         """A turn as a request; `deadline`, `wait`, `sink`, `progress` as for `Engine.submit`, `options` and the others
         as for `Chat.stream` (a `stop` of one's own is asked in the engine's thread). It is asked after the turns that
@@ -67,11 +72,13 @@ class EngineChat:
             return self._conversation.read(given, moving)
 
         begin = functools.partial(self._conversation.ask, text, role=role)
-        return self._submit(begin, read, is_remote(None, [images, videos]), **arguments)
+        remote = is_remote(None, [images, videos])
+        return self._submit(Request(deadline, sink, stop), begin, options, wait, progress, read, remote)
 
     def stream(
         self, text: str, images: Any = None, **arguments: Unpack[AskArguments]
     ) -> Generator[GenerationResponse, None, None]:
+        """The responses to a turn; arguments as for `submit`. Closing it cancels the turn."""
         return iter(self.submit(text, images, **arguments))
 
     def ask(self, text: str, images: Any = None, **arguments: Unpack[AskArguments]) -> str:
@@ -97,44 +104,8 @@ class EngineChat:
         request = await placed(functools.partial(self.submit, text, images), **arguments)
         return whole(request, await request).text
 
-    def submit_retry(self, **arguments: Unpack[AskAgainArguments]) -> Request:
-        """The last turn anew, as a request; `options`, `deadline`, `wait`, `sink`, `stop`, `progress` as for
-        `submit`."""
-        return self._submit(self._conversation.ask_again, **arguments)
-
-    def retry(self, **arguments: Unpack[AskAgainArguments]) -> Generator[GenerationResponse, None, None]:
-        return iter(self.submit_retry(**arguments))
-
-    def submit_continue_final_message(self, **arguments: Unpack[AskAgainArguments]) -> Request:
-        """The rest of the last answer, as a request; arguments as for `submit_retry`."""
-        return self._submit(functools.partial(self._conversation.ask_again, continued=True), **arguments)
-
-    def continue_final_message(
-        self, **arguments: Unpack[AskAgainArguments]
-    ) -> Generator[GenerationResponse, None, None]:
-        return iter(self.submit_continue_final_message(**arguments))
-
-    def undo(self) -> None:
-        self._conversation.undo()
-
-    def reset(self) -> None:
-        self._conversation.reset()
-
-    def fork(self) -> EngineChat:
-        return EngineChat(self._put, self._conversation.fork())
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        self._conversation.save(path)
-
-    def load(self, path: str | os.PathLike[str]) -> None:
-        self._conversation.load(path)
-
-    def _submit(
+    def submit_retry(
         self,
-        begin: Callable[..., tuple[Turn, EncodedPrompt]],
-        read: Callable[[], ReadPictures] | None = None,
-        remote: bool = False,
-        /,
         *,
         options: GenerationOptions | None = None,
         deadline: float | None = None,
@@ -143,9 +114,65 @@ class EngineChat:
         stop: Stop | None = None,
         progress: Progress | None = None,
     ) -> Request:
-        """A request for the turn that `begin` begins with what `read` returns, if anything is to be read. `remote`: it
-        may wait for the network."""
-        request = Request(deadline, sink, stop)
+        """The last turn anew, as a request; arguments as for `submit`."""
+        return self._submit(Request(deadline, sink, stop), self._conversation.ask_again, options, wait, progress)
+
+    def retry(self, **arguments: Unpack[AskAgainArguments]) -> Generator[GenerationResponse, None, None]:
+        """The responses to `submit_retry`."""
+        return iter(self.submit_retry(**arguments))
+
+    def submit_continue_final_message(
+        self,
+        *,
+        options: GenerationOptions | None = None,
+        deadline: float | None = None,
+        wait: float = 0.0,
+        sink: Sink | None = None,
+        stop: Stop | None = None,
+        progress: Progress | None = None,
+    ) -> Request:
+        """The rest of the last answer, as a request; arguments as for `submit`."""
+        begin = functools.partial(self._conversation.ask_again, continued=True)
+        return self._submit(Request(deadline, sink, stop), begin, options, wait, progress)
+
+    def continue_final_message(
+        self, **arguments: Unpack[AskAgainArguments]
+    ) -> Generator[GenerationResponse, None, None]:
+        """The responses to `submit_continue_final_message`."""
+        return iter(self.submit_continue_final_message(**arguments))
+
+    def undo(self) -> None:
+        """As `Chat.undo`; raises as it does."""
+        self._conversation.undo()
+
+    def reset(self) -> None:
+        """As `Chat.reset`."""
+        self._conversation.reset()
+
+    def fork(self) -> EngineChat:
+        """As `Chat.fork`."""
+        return EngineChat(self._put, self._conversation.fork())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """As `Chat.save`; raises as it does."""
+        self._conversation.save(path)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """As `Chat.load`; raises as it does."""
+        self._conversation.load(path)
+
+    def _submit(
+        self,
+        request: Request,
+        begin: Callable[..., tuple[Turn, EncodedPrompt]],
+        options: GenerationOptions | None,
+        wait: float,
+        progress: Progress | None,
+        read: Callable[[], ReadPictures] | None = None,
+        remote: bool = False,
+    ) -> Request:
+        """Queues the request for the turn that `begin` begins with what `read` returns, if anything is to be read.
+        `remote`: it may wait for the network."""
         check_callable("progress", progress)
         begun: list[EncodedPrompt] = []
 

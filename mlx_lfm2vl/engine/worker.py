@@ -16,7 +16,7 @@ from types import TracebackType
 import mlx.core as mx
 
 from ..backends.thread_state import check_fork, exit_end, forked, note_use
-from ..errors import EngineClosedError, EngineThreadError, OptionError, drop_frames
+from ..errors import EngineClosedError, EngineThreadError, Lfm2VlError, OptionError, drop_frames
 from ..generation.prompt_cache import PromptCache
 from ..generation.vision_cache import VisionCache
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
@@ -204,7 +204,8 @@ class Worker:
     def _closed(self) -> EngineClosedError:
         if self._error is None:
             return EngineClosedError("the engine is closed")
-        return EngineClosedError(f"the engine's thread has ended with an error: {self._error!r}")
+        known = self._error if isinstance(self._error, Lfm2VlError) else repr(self._error)
+        return EngineClosedError(f"the engine's thread has ended with an error: {known}")
 
     def _expire(self) -> float | None:
         """Ends the requests that were cancelled, or are past their deadline; the next deadline of the others."""

@@ -7,12 +7,13 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import ClassVar, Generic, Self, TypeVar
 
 import mlx.core as mx
 
 from ..backends.memory import check_bytes
-from ..errors import OptionError
+from ..errors import OptionError, OutputError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from .prompt_entry import Entry
 
@@ -40,6 +41,8 @@ class BoundCache(Generic[Key, State, Store]):
     ):
         self.limit = check_bytes("limit", limit)
         self._folder, self._folder_limit = folder, check_bytes("folder_limit", folder_limit)
+        if folder is not None and Path(folder).is_file():
+            raise OutputError(f"{folder}: is a file, where a folder is wanted; name another one")
         self._open_store = open_store
         self._store: Store | None = None
         self.nbytes = 0

@@ -18,7 +18,7 @@ import mlx.core as mx
 from ..errors import PromptError
 from ..models.lfm2_vl import Lfm2VlForConditionalGeneration
 from ..processing.processor import Lfm2VlProcessor
-from .arguments import PictureOverrides, RetryArguments, Role, TurnArguments
+from .arguments import PictureOverrides, Role, TurnArguments
 from .conversation import Conversation, Turn
 from .options import GenerationOptions
 from .prompt_cache import PromptCache
@@ -127,16 +127,27 @@ class Chat:
             raise PromptError("another thread's call ended the answer; use `Engine.chat`, which takes turns of several")
         return "".join(response.text for response in responses)
 
-    def retry(self, **arguments: Unpack[RetryArguments]) -> Generator[GenerationResponse, None, None]:
-        """Answers the last turn anew, in place of its answer; `options`, `stop`, `progress` as for `stream`. Raises
-        `PromptError` if there is none."""
-        return self._answer(self._conversation.ask_again, **arguments)
+    def retry(
+        self,
+        *,
+        options: GenerationOptions | None = None,
+        stop: Stop | None = None,
+        progress: Progress | None = None,
+    ) -> Generator[GenerationResponse, None, None]:
+        """Answers the last turn anew, in place of its answer. Raises `PromptError` if there is none."""
+        return self._answer(self._conversation.ask_again, options=options, stop=stop, progress=progress)
 
-    def continue_final_message(self, **arguments: Unpack[RetryArguments]) -> Generator[GenerationResponse, None, None]:
+    def continue_final_message(
+        self,
+        *,
+        options: GenerationOptions | None = None,
+        stop: Stop | None = None,
+        progress: Progress | None = None,
+    ) -> Generator[GenerationResponse, None, None]:
         """Goes on with the last answer, such as one that `max_tokens` cut off. The responses are what is new; in the
-        conversation it stands behind what was there. Arguments as for `retry`. Raises `PromptError` if there is no
-        answer."""
-        return self._answer(partial(self._conversation.ask_again, continued=True), **arguments)
+        conversation it stands behind what was there. Raises `PromptError` if there is no answer."""
+        begin = partial(self._conversation.ask_again, continued=True)
+        return self._answer(begin, options=options, stop=stop, progress=progress)
 
     def undo(self) -> None:
         """Takes the last turn and its answer back. Raises `PromptError` if there is none."""
@@ -171,9 +182,9 @@ class Chat:
         self,
         begin: Callable[..., tuple[Turn, EncodedPrompt]],
         *,
-        options: GenerationOptions | None = None,
-        stop: Stop | None = None,
-        progress: Progress | None = None,
+        options: GenerationOptions | None,
+        stop: Stop | None,
+        progress: Progress | None,
     ) -> Generator[GenerationResponse, None, None]:
         """Answers the turn that `begin` begins, in place of one that is open."""
         self._end_open()

@@ -97,8 +97,8 @@ class GenerationOptions:
                 if not isinstance(value, bool):  # NumPy has numbers of its own, of which plain ones are made
                     number = operator.index(value) if whole else float(value) if isinstance(value, Real) else None
             if number is None or not low <= number <= high:  # NaN is in no range
-                kind = "an integer" if whole else "a number"
-                raise OptionError(f"{name} is {value!r}, expected {kind} from {low:g} to {high:g}")
+                kind = f"an integer from {low} to {high}" if whole else f"a number from {low:g} to {high:g}"
+                raise OptionError(f"{name} is {value!r}, expected {kind}")
             object.__setattr__(self, name, number)
         given: Any = () if self.stop is None else self.stop
         stop = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (None,)

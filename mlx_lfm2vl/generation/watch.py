@@ -27,7 +27,9 @@ class Cancelled(Exception):
 def check_callable(name: str, value: object) -> None:
     """Raises `OptionError` for what is neither a function nor None."""
     if value is not None and not callable(value):
-        raise OptionError(f"{name} is {short(repr(value))}, expected a function")
+        texts = name == "stop" and isinstance(value, (str, list, tuple))
+        way = "; texts that end an answer are GenerationOptions(stop=)" if texts else ""
+        raise OptionError(f"{name} is {short(repr(value))}, expected a function{way}")
 
 
 @contextmanager
