@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -36,6 +37,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from matrix.web import Server, response
 from PIL import Image
 
 from mlx_lfm2vl import (
@@ -447,3 +449,26 @@ def server():
 def client(server):
     """OpenAI's client of the server."""
     return server.openai()
+
+
+class HeldPicture:
+    """A picture's address: not there, or there but not until `reply` says so."""
+
+    def __init__(self) -> None:
+        self.reply, self.released = "404 Not Found", threading.Event()
+        self.server = Server({"/held.png": self.answer})
+        self.url = f"{self.server.url}/held.png"
+
+    def answer(self, connection: socket.socket) -> None:
+        if self.reply == "":
+            self.released.wait(60)
+        else:
+            connection.sendall(response(self.reply, (GOLDEN / "pictures" / "small.png").read_bytes()))
+
+
+@pytest.fixture
+def held_picture() -> Iterator[HeldPicture]:
+    held = HeldPicture()
+    yield held
+    held.released.set()
+    held.server.close()

@@ -157,6 +157,12 @@ def test_the_marks_of_contributing_are_declared():
         assert re.search(rf'^    "{mark}\b', project, re.M), mark
 
 
+def test_a_module_and_a_test_file_are_read_in_one_sitting():
+    for folder, most in ((PACKAGE, 400), (ROOT / "tests", 600)):
+        lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in folder.rglob("*.py")}
+        assert {path: length for path, length in lengths.items() if length > most} == {}
+
+
 def test_the_demo_weights_are_those_of_the_checklist():
     sums = re.findall(r"\b[0-9a-f]{64}\b", PAGES[RELEASING])
     file = PACKAGE / "demo" / "model.safetensors"
