@@ -86,9 +86,8 @@ def test_nobody_waits_for_a_thread_that_has_died(monkeypatch):
 
 
 def test_an_engine_that_ended_says_the_error_as_it_is(tmp_path):
-    with Engine("demo", prompt_cache_folder=tmp_path / "kept") as engine:
-        engine.wait_until_ready(60)
-        (tmp_path / "kept").write_text("")
+    (tmp_path / "file").write_text("")
+    with Engine("demo", prompt_cache_folder=tmp_path / "file" / "within") as engine:
         with pytest.raises((EngineClosedError, OutputError), match="cannot be kept there"):
             engine.generate("Hello.")
         with pytest.raises(EngineClosedError, match=r"with an error: /.*prompts cannot be kept there"):

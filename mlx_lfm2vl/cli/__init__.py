@@ -191,7 +191,7 @@ def build_parser() -> Parser:
     """The parser of the whole program."""
     parser = Parser(
         prog=PROGRAM,
-        description="Liquid AI's LFM2-VL, LFM2.5-VL and LFM3-VL vision-language models in MLX.",
+        description="Liquid AI's vision-language models in MLX: LFM2-VL and those after it.",
         epilog=f"`{PROGRAM} help COMMAND` lists a command's options.",
     )
     parser.add_argument("-V", "--version", action="version", version=f"{PROGRAM} {__version__}")
