@@ -54,8 +54,8 @@ class Interrupt(ExitStack):
 
 @contextmanager
 def answering() -> Iterator[tuple[Interrupt, Spinner]]:
-    """What stops an answer, and what says how far it is. Raises `KeyboardInterrupt` where Ctrl-C left nothing that can
-    be read as an answer."""
+    """The interrupt and the spinner of one answer. Raises `KeyboardInterrupt` where Ctrl-C left no answer that a task
+    can read."""
     with Interrupt() as interrupt, Spinner("reading the prompt") as spinner:
         try:
             yield interrupt, spinner

@@ -33,7 +33,7 @@ WAIT = 0.2  # seconds between two looks at what came, while nothing else is to d
 
 
 def arrived(came: Came, wait: float = 0.0) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """What has come; waits for the first, `wait` seconds at most."""
+    """The messages that have come; waits for the first, `wait` seconds at most."""
     with contextlib.suppress(queue.Empty):
         yield came.get(timeout=wait) if wait else came.get_nowait()
         while True:

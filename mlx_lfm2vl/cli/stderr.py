@@ -1,5 +1,4 @@
-"""What goes to stderr: lines, and where someone can see it, bars of work that is counted and a spinner before the first
-word."""
+"""Output on stderr: lines, and on a terminal bars of work that is counted and a spinner before the first word."""
 
 from __future__ import annotations
 

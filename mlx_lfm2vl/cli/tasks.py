@@ -48,7 +48,7 @@ def add_files(parser: argparse.ArgumentParser, *names: str) -> None:
 
 @dataclass
 class Found:
-    """What a task found in pictures: a list whose items say their picture's number, or one value of all pictures."""
+    """A task's results in pictures: a list whose items say their picture's number, or one value of all pictures."""
 
     args: argparse.Namespace
     result: Any
@@ -57,7 +57,7 @@ class Found:
     pictures: list[Picture]
 
     def of(self, number: int) -> list[Any]:
-        """What was found in one picture."""
+        """The results in one picture."""
         return [each for each in self.result if each.image == number]
 
     def print(self, key: str, show: Callable[[], None]) -> None:

@@ -46,7 +46,7 @@ def push_folder(
 
 
 class Shared:
-    """What is saved in a folder by `save_pretrained`, and so in a repository."""
+    """Base of the classes that `save_pretrained` writes into a folder and `push_to_hub` into a repository."""
 
     save_pretrained: Any
 
